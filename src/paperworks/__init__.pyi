@@ -1,0 +1,3 @@
+from .study.api import run as run
+
+__version__: str

@@ -1,0 +1,9 @@
+from .activations import ActivationRecorder as ActivationRecorder
+from .activations import collect_activations as collect_activations
+from .activations import evaluating as evaluating
+from .autograd import straight_through as straight_through
+from .ranking import average_precision as average_precision
+from .ranking import hits_at_k as hits_at_k
+from .ranking import mrr as mrr
+from .ranking import ndcg as ndcg
+from .ranking import recall_at_k as recall_at_k

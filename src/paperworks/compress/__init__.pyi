@@ -1,0 +1,15 @@
+from .flexround import AdaQuant as AdaQuant
+from .flexround import AdaRound as AdaRound
+from .flexround import BlockReport as BlockReport
+from .flexround import FlexRound as FlexRound
+from .flexround import IntegerWeight as IntegerWeight
+from .flexround import Reconstruction as Reconstruction
+from .flexround import Rounding as Rounding
+from .flexround import RoundToNearest as RoundToNearest
+from .flexround import bake_ as bake_
+from .flexround import fit_scale as fit_scale
+from .flexround import float_state_dict as float_state_dict
+from .flexround import fold_batchnorm as fold_batchnorm
+from .flexround import integer_state_dict as integer_state_dict
+from .flexround import quant_range as quant_range
+from .flexround import reconstruct_ as reconstruct_

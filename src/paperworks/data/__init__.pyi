@@ -1,0 +1,11 @@
+from .accepts import Accepts as Accepts
+from .augment import shift as shift
+from .batches import batches as batches
+from .datasets import DataSet as DataSet
+from .datasets import MapSplit as MapSplit
+from .datasets import Split as Split
+from .datasets import TextSplit as TextSplit
+from .load import load as load
+from .photos import photo_patches as photo_patches
+from .stdlib import stdlib_documents as stdlib_documents
+from .stdlib import stdlib_graph as stdlib_graph

@@ -1,0 +1,16 @@
+from .relreps import AffineTranslator as AffineTranslator
+from .relreps import ProcrustesTranslator as ProcrustesTranslator
+from .relreps import RelativeEncoder as RelativeEncoder
+from .relreps import RelativeHead as RelativeHead
+from .relreps import RelativeTransformer as RelativeTransformer
+from .relreps import average_over_groups as average_over_groups
+from .relreps import bin_similarities as bin_similarities
+from .relreps import latent_similarity as latent_similarity
+from .relreps import relative_anchor_distance as relative_anchor_distance
+from .relreps import relative_projection as relative_projection
+from .relreps import select_anchors as select_anchors
+from .relreps import stitch as stitch
+from .similarity import MinibatchCKA as MinibatchCKA
+from .similarity import cka as cka
+from .similarity import procrustes_distance as procrustes_distance
+from .similarity import rsa as rsa

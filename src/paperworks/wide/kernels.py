@@ -1,0 +1,851 @@
+"""The kernel algebra of infinitely wide networks: Gaussian duals, NNGP, NTK, posteriors.
+
+A layer of an infinitely wide network sees its inputs only through Gaussian averages
+E[φ(u)φ(v)] and E[φ′(u)φ′(v)], (u, v) ~ N(0, [[var_u, cov], [cov, var_v]]): the *duals* of its
+activation. `gaussian_dual` gives them for any elementwise activation, `nngp_kernel` and
+`ntk_kernel` iterate them over layers, `gp_posterior` conditions on data, and `empirical_ntk` is
+the tangent kernel of a network that exists.
+
+Everything is computed in float64 and handed back in the dtype of the input, on its device.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Activation = str | nn.Module | Callable[[Tensor], Tensor]
+"""An elementwise activation: a module, a function of a tensor, or a name such as "relu"."""
+
+_NAMED: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": nn.Identity(),
+    "relu": torch.relu,
+    "abs": torch.abs,
+    "erf": torch.erf,
+    "sin": torch.sin,
+    "cos": torch.cos,
+    "gelu": F.gelu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "softplus": F.softplus,
+    "silu": F.silu,
+    "mish": F.mish,
+    "elu": F.elu,
+    "selu": F.selu,
+}
+
+_TILE = 224
+"""Side of the square in which kernels are computed: its few temporaries stay in the L2 cache."""
+
+
+# ---------------------------------------------------------------------------------------------
+# Duals
+# ---------------------------------------------------------------------------------------------
+
+
+class GaussianDual:
+    """Gaussian averages of an activation, for any variances; made by `gaussian_dual`.
+
+    With (u, v) ~ N(0, [[var_u, cov], [cov, var_v]]), calling it gives E[φ(u)φ(v)] and
+    `derivative` gives E[φ′(u)φ′(v)], which is the derivative of the first in `cov` (Price).
+
+    Attributes:
+        activation: φ as a function of a float64 tensor.
+        gain: a factor on both averages; makes E[φ(z)²] = 1, z ~ N(0, 1), when normalized.
+
+    >>> relu = gaussian_dual("relu")
+    >>> round(relu(0.0).item(), 6), round(relu(1.0).item(), 6), relu.derivative(0.0).item()
+    (0.159155, 0.5, 0.25)
+    >>> relu(torch.tensor([[1.0, 2.0]]), var_u=1.0, var_v=4.0)  # homogeneous of degree 1
+    tensor([[0.6090, 1.0000]])
+    """
+
+    gain: float = 1.0
+
+    def __init__(self, activation: Callable[[Tensor], Tensor]) -> None:
+        self.activation = activation
+
+    def __call__(
+        self, cov: Tensor | float, var_u: Tensor | float = 1.0, var_v: Tensor | float = 1.0
+    ) -> Tensor:
+        """E[φ(u)φ(v)]; the three arguments broadcast, the result has the dtype of `cov`."""
+        return self._evaluate(cov, var_u, var_v, with_slope=False)[0]
+
+    def derivative(
+        self, cov: Tensor | float, var_u: Tensor | float = 1.0, var_v: Tensor | float = 1.0
+    ) -> Tensor:
+        """E[φ′(u)φ′(v)]; the three arguments broadcast, the result has the dtype of `cov`."""
+        return self._evaluate(cov, var_u, var_v, with_slope=True)[1]
+
+    def moments(self, var: Tensor | float) -> tuple[Tensor, Tensor]:
+        """E[φ(u)²] and E[φ′(u)²] for u ~ N(0, var), exact where a pair formula loses digits."""
+        var = _as_tensor(var)
+        value, slope = self._point(var.double())
+        return (self.gain * value).to(var.dtype), (self.gain * slope).to(var.dtype)
+
+    def _evaluate(
+        self, cov: Tensor | float, var_u: Tensor | float, var_v: Tensor | float, with_slope: bool
+    ) -> tuple[Tensor, ...]:
+        cov = _as_tensor(cov)
+        u, v = (self._row(_as_tensor(var).to(cov.device, torch.float64)) for var in (var_u, var_v))
+        moments = self._pair(cov.double(), u, v, with_slope)
+        return tuple((self.gain * moment).to(cov.dtype) for moment in moments)
+
+    # What a subclass says. `_row` is what a pair needs to know of each of its two inputs, stacked
+    # along a new first dimension, so that it is computed once a row and not once a pair.
+
+    def _row(self, var: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _pair(self, cov: Tensor, u: Tensor, v: Tensor, with_slope: bool) -> tuple[Tensor, ...]:
+        """E[φφ], and E[φ′φ′] if `with_slope`, from the covariance and two `_row`s."""
+        raise NotImplementedError
+
+    def _point(self, var: Tensor) -> tuple[Tensor, Tensor]:
+        row = self._row(var)
+        value, slope = self._pair(var, row, row, True)
+        return value, slope
+
+
+class RectifierDual(GaussianDual):
+    """φ(u) = max(u, 0) + a·min(u, 0): ReLU (a=0), leaky ReLU, identity (a=1), |u| (a=-1).
+
+    E[φφ] = √(var_u var_v) [(1−a)² κ₁(ρ) + aρ], κ₁(ρ) = (√(1−ρ²) + ρ(π − arccos ρ))/2π.
+    """
+
+    def __init__(self, activation: Callable[[Tensor], Tensor], negative_slope: float) -> None:
+        super().__init__(activation)
+        self.negative_slope = negative_slope
+
+    def _row(self, var: Tensor) -> Tensor:
+        return var.clamp(min=1e-300).sqrt()[None]
+
+    def _pair(self, cov: Tensor, u: Tensor, v: Tensor, with_slope: bool) -> tuple[Tensor, ...]:
+        bend, linear = (1 - self.negative_slope) ** 2 / (2 * math.pi), self.negative_slope
+        scale = u[0] * v[0]
+        k1, k0 = _ArcCosine.apply(cov / scale)
+        value = (scale * k1).mul_(bend)
+        if linear:
+            value.add_(cov, alpha=linear)
+        return (value, (k0 * bend).add_(linear)) if with_slope else (value,)
+
+    def _point(self, var: Tensor) -> tuple[Tensor, Tensor]:
+        half = (1 + self.negative_slope**2) / 2
+        return half * var, torch.full_like(var, half)
+
+
+class ErfDual(GaussianDual):
+    """φ = erf: E[φφ] = (2/π) arcsin(2cov/√((1+2var_u)(1+2var_v))) (Williams 1997)."""
+
+    def _row(self, var: Tensor) -> Tensor:
+        return (var + 0.5).sqrt()[None]
+
+    def _pair(self, cov: Tensor, u: Tensor, v: Tensor, with_slope: bool) -> tuple[Tensor, ...]:
+        scale = u[0] * v[0]
+        sine = cov / scale
+        value = sine.asin() * (2 / math.pi)
+        if not with_slope:
+            return (value,)
+        return value, (2 / math.pi) / ((1 - sine * sine).sqrt() * scale)
+
+
+class SineDual(GaussianDual):
+    """φ(u) = sin(ωu), or cos(ωu): E[φφ] = e^{−ω²(var_u+var_v)/2} sinh(ω²cov), or cosh."""
+
+    def __init__(
+        self, activation: Callable[[Tensor], Tensor], frequency: float = 1.0, cosine: bool = False
+    ) -> None:
+        super().__init__(activation)
+        self.squared_frequency = frequency**2
+        self.cosine = cosine
+
+    def _row(self, var: Tensor) -> Tensor:
+        return (var * (self.squared_frequency / 2))[None]
+
+    def _pair(self, cov: Tensor, u: Tensor, v: Tensor, with_slope: bool) -> tuple[Tensor, ...]:
+        x, decay = cov * self.squared_frequency, u[0] + v[0]
+        rising, falling = (x - decay).exp(), (-x - decay).exp()
+        # The difference of exponentials never overflows; sinh keeps the digits of small x.
+        small = x.clamp(-1, 1).sinh() * (-decay).exp()
+        odd = torch.where(x.abs() < 1, small, (rising - falling) / 2)
+        even = (rising + falling) / 2
+        value, slope = (even, odd) if self.cosine else (odd, even)
+        return (value, slope * self.squared_frequency) if with_slope else (value,)
+
+
+class GELUDual(GaussianDual):
+    """φ(u) = uΦ(u). With p = 1+var_u, q = 1+var_v, D = pq − cov², P = 1/(2π√D):
+
+    E[φφ] = cov(¼ + arcsin(cov/√pq)/2π) + P(var_u var_v + cov²(1/p + 1/q − 1)) (by Stein's lemma).
+    """
+
+    def _row(self, var: Tensor) -> Tensor:
+        return torch.stack([var, 1 / (1 + var)])
+
+    def _pair(self, cov: Tensor, u: Tensor, v: Tensor, with_slope: bool) -> tuple[Tensor, ...]:
+        inverse = u[1] * v[1]
+        determinant = 1 / inverse - cov * cov
+        density = determinant.rsqrt() * (0.5 / math.pi)
+        both_positive = 0.25 + (cov * inverse.sqrt()).asin() * (0.5 / math.pi)
+        curvature = u[1] + v[1] - 1
+        bracket = u[0] * v[0] + cov * cov * curvature
+        value = cov * both_positive + density * bracket
+        if not with_slope:
+            return (value,)
+        return value, both_positive + cov * density * (1 + 2 * curvature + bracket / determinant)
+
+
+class HermiteDual(GaussianDual):
+    """Any elementwise φ, by Mehler's formula and quadrature.
+
+    E[φφ] = Σ_k c_k(√var_u) c_k(√var_v) ρ^k, c_k(s) = E[φ(sz)h_k(z)]. Exact for polynomials up to
+    the degree; for smooth φ the error falls exponentially in √degree; for φ with kinks it is of
+    order degree^{−3/2} at |ρ| = 1 and below 1e-6 for |ρ| ≤ 0.8 at degree 60.
+    """
+
+    def __init__(self, activation: Callable[[Tensor], Tensor], degree: int = 60) -> None:
+        super().__init__(activation)
+        self.degree = degree
+
+    def _row(self, var: Tensor) -> Tensor:
+        std = var.clamp(min=1e-300).sqrt()
+        coef = hermite_coefficients(self.activation, std, degree=self.degree).movedim(-1, 0)
+        used = coef.detach().reshape(len(coef), -1).any(1).nonzero()
+        last = int(used[-1]) if len(used) else 0
+        return torch.cat([std[None], coef[: last + 1]])
+
+    def _pair(self, cov: Tensor, u: Tensor, v: Tensor, with_slope: bool) -> tuple[Tensor, ...]:
+        scale = u[0] * v[0]
+        rho = (cov / scale).clamp(-1, 1)
+        value, slope = torch.zeros_like(rho), torch.zeros_like(rho)
+        for c_u, c_v in zip(reversed(u[1 : len(v)]), reversed(v[1 : len(u)])):  # Horner
+            if with_slope:
+                slope = torch.addcmul(value, slope, rho)
+            value = torch.addcmul(c_u * c_v, value, rho)
+        return (value, slope / scale) if with_slope else (value,)
+
+    def _point(self, var: Tensor) -> tuple[Tensor, Tensor]:
+        z, weight = gaussian_quadrature()
+        z, weight = z.to(var.device), weight.to(var.device)
+        value, slope = [], []
+        for std in var.clamp(min=0).sqrt().flatten().split(_rows_per_chunk(len(z))):
+            u = std[:, None] * z
+            value.append(self.activation(u).square() @ weight)
+            slope.append(_derivative(self.activation, u).square() @ weight)
+        return torch.cat(value).view_as(var), torch.cat(slope).view_as(var)
+
+
+def gaussian_dual(
+    activation: Activation, *, normalized: bool = False, degree: int = 60
+) -> GaussianDual:
+    """E[φ(u)φ(v)] and E[φ′(u)φ′(v)] of an activation under Gaussians of any covariance.
+
+    Closed forms for ReLU, leaky ReLU, |u|, identity, erf, sin, cos and GELU; Mehler's formula with
+    coefficients by quadrature for every other elementwise module or function (polynomials up to
+    `degree` exactly). An activation that knows its own closed form offers it as a method
+    `gaussian_dual()`.
+
+    Args:
+        activation: a module, a function, or one of the names in the error message of a wrong one.
+            A module is copied, never changed; one that has several modes is taken in `eval`.
+        normalized: divide by E[φ(z)²], z ~ N(0, 1), so that the dual of unit variances is 1 at
+            ρ = 1 (ReLU: ½ otherwise).
+        degree: highest Hermite degree where there is no closed form.
+
+    Raises:
+        ValueError: an unknown name, an activation that is not elementwise, or, if normalized, one
+            that is zero.
+        TypeError: the activation is not callable.
+
+    Sources: arc-cosine kernels (Cho and Saul 2009), erf (Williams 1997); GELU and the leaky forms
+    are our derivation.
+
+    >>> dual = gaussian_dual(torch.nn.Tanh(), normalized=True)
+    >>> dual(torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64))
+    tensor([0.0000, 0.4726, 1.0000], dtype=torch.float64)
+    """
+    if isinstance(activation, GaussianDual):
+        raise TypeError("activation: got a GaussianDual, expected the activation it is made from")
+    dual = _closed_form(activation, degree)
+    if normalized:
+        second_moment = dual.moments(torch.ones((), dtype=torch.float64))[0].item()
+        if not 0 < second_moment < math.inf:
+            problem = "zero" if second_moment == 0 else "no finite"
+            raise ValueError(f"activation has {problem} second moment: {activation!r}")
+        dual.gain /= second_moment
+    return dual
+
+
+def gaussian_quadrature() -> tuple[Tensor, Tensor]:
+    """Nodes z and weights w, Σ w f(z) ≈ E[f(z)] for z ~ N(0, 1); float64, shape (2400,).
+
+    Gauss–Legendre panels on |z| ≤ 12, split at 0: machine precision for f that is smooth but for
+    a kink at 0; about 1e-6 for kinks elsewhere, where Gauss–Hermite rules converge slowly.
+
+    >>> z, w = gaussian_quadrature()
+    >>> round((w @ z.relu()).item(), 12), round((w @ z**4).item(), 12)
+    (0.398942280401, 3.0)
+    """
+    return _quadrature()
+
+
+def hermite_coefficients(
+    activation: Activation, std: Tensor | float = 1.0, *, degree: int = 60
+) -> Tensor:
+    """c_k = E[φ(std·z) h_k(z)], z ~ N(0, 1), for k = 0 … degree, by quadrature.
+
+    h_k are the normalised probabilists' Hermite polynomials, E[h_j h_k] = δ_jk, so that
+    E[φ²] = Σ c_k². Coefficients below 1e-14 of the root mean square are rounding and set to 0.
+
+    Args:
+        activation: the elementwise φ.
+        std: standard deviation of the Gaussian, any shape (...); gradients flow through it.
+        degree: the highest k.
+
+    Returns:
+        Coefficients of shape (..., degree + 1), float64.
+
+    Raises:
+        ValueError: `degree` is negative, or the activation is not elementwise.
+
+    >>> hermite_coefficients(lambda u: u**2, degree=3)  # u² = √2 h₂ + 1
+    tensor([1.0000, 0.0000, 1.4142, 0.0000], dtype=torch.float64)
+    """
+    if degree < 0:
+        raise ValueError(f"degree must be at least 0, got {degree}")
+    phi = _as_function(activation)
+    std = _as_tensor(std).double()
+    z, _ = _quadrature()
+    z, basis = z.to(std.device), _hermite_basis(degree).to(std.device)
+    chunks = std.reshape(-1).split(_rows_per_chunk(len(z)))
+    coef = torch.cat([phi(s[:, None] * z) @ basis for s in chunks]).view(*std.shape, degree + 1)
+    noise = 1e-14 * coef.detach().square().sum(-1, keepdim=True).sqrt()
+    return torch.where(coef.detach().abs() > noise, coef, torch.zeros_like(coef))
+
+
+# ---------------------------------------------------------------------------------------------
+# Kernels of deep networks
+# ---------------------------------------------------------------------------------------------
+
+
+def nngp_kernel(
+    X: Tensor,
+    Z: Tensor | None = None,
+    *,
+    activation: Activation,
+    depth: int,
+    C_W: float | Tensor = 1.0,
+    C_b: float | Tensor = 0.0,
+) -> Tensor:
+    """Covariance of the outputs of an infinitely wide MLP at initialisation (NNGP kernel).
+
+    K⁰ = C_b + C_W x·z/d;  K^{l+1} = C_b + C_W E[φ(u)φ(v)], (u, v) ~ N(0, K^l restricted to x, z);
+    the result is K^depth: `depth` hidden layers and a linear readout with the same variances.
+    Weights have variance C_W/fan_in, biases C_b. Reach for it as the prior of a Gaussian process,
+    or to see what depth does to similarities. Differentiable in X, Z, C_W and C_b.
+
+    Args:
+        X: inputs, shape (..., n, d).
+        Z: other inputs, shape (..., m, d); X itself when left out, at half the cost.
+        activation: elementwise φ; see `gaussian_dual`.
+        depth: number of hidden layers; 0 is the linear model.
+        C_W: weight variance times fan-in, positive (He initialisation of ReLU: 2).
+        C_b: bias variance, not negative.
+
+    Returns:
+        Kernel of shape (..., n, m), dtype and device of X, computed in float64.
+
+    Raises:
+        ValueError: shapes that do not fit, a negative depth or variance.
+        TypeError: X or Z is no floating-point tensor.
+
+    Source: Lee et al. 2018 (arXiv 1711.00165).
+
+    >>> X = torch.eye(2) * 2**0.5  # orthogonal rows with |x|²/d = 1
+    >>> nngp_kernel(X, activation="relu", depth=1, C_W=2.0) / 2  # the angle map: 1/π
+    tensor([[1.0000, 0.3183],
+            [0.3183, 1.0000]])
+    """
+    return _kernels(X, Z, activation, depth, C_W, C_b, ntk=False)[0]
+
+
+def ntk_kernel(
+    X: Tensor,
+    Z: Tensor | None = None,
+    *,
+    activation: Activation,
+    depth: int,
+    C_W: float | Tensor = 1.0,
+    C_b: float | Tensor = 0.0,
+) -> Tensor:
+    """Neural tangent kernel of an infinitely wide MLP in the NTK parametrisation.
+
+    Θ⁰ = K⁰;  Θ^{l+1} = K^{l+1} + C_W E[φ′(u)φ′(v)] Θ^l, with K of `nngp_kernel`. Every layer is
+    trained, weights √(C_W/fan_in)·w and biases √C_b·b with w, b ~ N(0, 1) at one learning rate
+    (learning rates λ_W = C_W and λ_b = C_b in terms of the weights themselves).
+
+    Arguments, result and errors are those of `nngp_kernel`; `deep_kernels` gives both kernels at
+    the price of this one.
+
+    Source: Jacot et al. 2018 (arXiv 1806.07572).
+
+    >>> X = torch.eye(3)
+    >>> 3 * ntk_kernel(X, activation="relu", depth=1)  # 1 − 1/2π + 1/2π, 1/2π
+    tensor([[1.0000, 0.1592, 0.1592],
+            [0.1592, 1.0000, 0.1592],
+            [0.1592, 0.1592, 1.0000]])
+    """
+    return _kernels(X, Z, activation, depth, C_W, C_b, ntk=True)[1]
+
+
+def deep_kernels(
+    X: Tensor,
+    Z: Tensor | None = None,
+    *,
+    activation: Activation,
+    depth: int,
+    C_W: float | Tensor = 1.0,
+    C_b: float | Tensor = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """NNGP kernel and NTK together, `(nngp_kernel(...), ntk_kernel(...))`, in one pass.
+
+    What the mean and covariance of an ensemble of trained wide networks ask for.
+
+    >>> K, Theta = deep_kernels(torch.eye(2), activation="erf", depth=2, C_W=1.5, C_b=0.1)
+    >>> bool((Theta > K).all())
+    True
+    """
+    K, Theta = _kernels(X, Z, activation, depth, C_W, C_b, ntk=True)
+    return K, Theta
+
+
+# ---------------------------------------------------------------------------------------------
+# Posteriors
+# ---------------------------------------------------------------------------------------------
+
+
+def psd_safe_cholesky(K: Tensor) -> Tensor:
+    """Cholesky factor of a kernel matrix that rounding may have made slightly indefinite.
+
+    Tries K as it is; where that fails, adds jitter to the diagonal: 1e-10 of its mean, then ten
+    times as much up to 1e-6 (float32: 1e-6 up to 1e-3), and says so in a `RuntimeWarning`.
+
+    Args:
+        K: symmetric matrices, shape (..., n, n), float32 or float64. Differentiable.
+
+    Raises:
+        ValueError: K is not square, not finite, or not positive definite even so.
+
+    >>> psd_safe_cholesky(torch.tensor([[4.0, 2.0], [2.0, 2.0]]))
+    tensor([[2., 0.],
+            [1., 1.]])
+    """
+    if K.ndim < 2 or K.shape[-1] != K.shape[-2]:
+        raise ValueError(f"K must have shape (..., n, n), got {tuple(K.shape)}")
+    L, info = torch.linalg.cholesky_ex(K)
+    if not info.any():
+        return L
+    if not torch.isfinite(K).all():
+        raise ValueError("K has entries that are not finite")
+    scale = K.diagonal(dim1=-2, dim2=-1).mean(-1)
+    for jitter in (
+        10.0 ** torch.arange(-10, -5) if K.dtype == torch.float64 else (1e-6, 1e-5, 1e-4, 1e-3)
+    ):
+        amount = torch.where(info > 0, scale * float(jitter), 0.0)
+        L, failed = torch.linalg.cholesky_ex(
+            K + torch.diag_embed(amount[..., None].expand(K.shape[:-1]))
+        )
+        if not failed.any():
+            warnings.warn(
+                f"the kernel matrix is singular to rounding: added {float(jitter):.0e} of its mean "
+                "diagonal",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return L
+    raise ValueError("kernel matrix is not positive definite; increase noise (or ridge)")
+
+
+def gp_posterior(
+    K_xx: Tensor, K_tx: Tensor, K_tt: Tensor, y: Tensor, *, noise: float | Tensor = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Posterior of a Gaussian process at test points t, given y at training points x.
+
+    mean = K_tx (K_xx + noise·I)⁻¹ y,  covariance = K_tt − K_tx (K_xx + noise·I)⁻¹ K_xt,
+    by one Cholesky factorisation (`psd_safe_cholesky`). The covariance is that of the function;
+    add `noise` for observations.
+
+    Args:
+        K_xx: prior covariance of the training points, shape (..., n, n).
+        K_tx: test by training, shape (..., t, n).
+        K_tt: test by test, shape (..., t, t), or only its diagonal, shape (..., t).
+        y: targets, shape (..., n) or (..., n, q) for q outputs with one covariance.
+        noise: variance of the observation noise, a number or one per training point, shape (n,).
+
+    Returns:
+        Mean of shape (..., t) or (..., t, q), and covariance in the shape of K_tt.
+
+    Raises:
+        ValueError: shapes that do not fit, negative noise, or a K_xx that is not positive definite.
+
+    >>> one = torch.ones(1, 1, dtype=torch.float64)
+    >>> mean, variance = gp_posterior(one, one / 2, one[0], 2 * one[0], noise=0.0)
+    >>> mean.item(), variance.item()
+    (1.0, 0.75)
+    """
+    n, t = K_xx.shape[-1], K_tx.shape[-2]
+    vector = y.ndim == K_xx.ndim - 1
+    if K_tx.shape[-1] != n or y.shape[-1 if vector else -2] != n:
+        raise ValueError(
+            f"K_xx {tuple(K_xx.shape)}, K_tx {tuple(K_tx.shape)} and y {tuple(y.shape)} disagree "
+            "on the number of training points"
+        )
+    diagonal = K_tt.ndim == K_xx.ndim - 1
+    if K_tt.shape[-1] != t or not (diagonal or K_tt.shape[-2] == t):
+        raise ValueError(
+            f"K_tt must have shape (..., {t}, {t}) or (..., {t}), got {tuple(K_tt.shape)}"
+        )
+    noise = torch.as_tensor(noise, dtype=K_xx.dtype, device=K_xx.device)
+    if (noise < 0).any():
+        raise ValueError("noise must not be negative")
+    L = psd_safe_cholesky(K_xx + torch.diag_embed(noise.expand(K_xx.shape[:-1])))
+    half = torch.linalg.solve_triangular(L, K_tx.mT, upper=False)  # L⁻¹ K_xt
+    white = torch.linalg.solve_triangular(L, y[..., None] if vector else y, upper=False)
+    mean = half.mT @ white
+    covariance = K_tt - (half.square().sum(-2) if diagonal else half.mT @ half)
+    return mean[..., 0] if vector else mean, covariance
+
+
+def empirical_ntk(
+    model: nn.Module, X: Tensor, Z: Tensor | None = None, *, chunk_size: int | None = None
+) -> Tensor:
+    """Neural tangent kernel of a network as it is: inner products of parameter gradients.
+
+    Θ(x, z) = (1/q) Σ_c ⟨∂f_c(x)/∂θ, ∂f_c(z)/∂θ⟩ over the q outputs and all parameters that
+    require gradients. In the NTK parametrisation it tends to `ntk_kernel` with width.
+
+    Args:
+        model: any module that maps a batch (n, ...) to outputs (n, q) or (n,), example by
+            example (batch norm and dropout in `eval` mode). Not changed.
+        X: inputs, shape (n, ...).
+        Z: other inputs, shape (m, ...); X itself when left out.
+        chunk_size: rows whose Jacobians are held at once (all by default); memory is
+            2 · chunk_size · q · (number of parameters).
+
+    Returns:
+        Kernel of shape (n, m).
+
+    Raises:
+        ValueError: no parameter requires gradients, or `chunk_size` is not positive.
+
+    >>> linear = torch.nn.Linear(2, 3)
+    >>> X = torch.tensor([[1.0, 0.0], [1.0, 2.0]])
+    >>> empirical_ntk(linear, X)  # x·z + 1
+    tensor([[2., 2.],
+            [2., 6.]])
+    """
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size must be positive, got {chunk_size}")
+    parameters = {k: p.detach() for k, p in model.named_parameters() if p.requires_grad}
+    if not parameters:
+        raise ValueError("model: no parameter requires gradients")
+    held = {k: p.detach() for k, p in model.named_parameters() if not p.requires_grad}
+    held |= dict(model.named_buffers())
+
+    def outputs(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(model, (parameters, held), (x[None],)).flatten()
+
+    jacobian = torch.func.vmap(torch.func.jacrev(outputs), in_dims=(None, 0))
+
+    def gram(rows: Tensor, columns: Tensor | None) -> Tensor:
+        left = jacobian(parameters, rows)
+        right = left if columns is None else jacobian(parameters, columns)
+        return sum(
+            left[k].flatten(1) @ right[k].flatten(1).mT / left[k].shape[1] for k in parameters
+        )
+
+    size = chunk_size or max(len(X), 1 if Z is None else len(Z))
+    rows = X.split(size)
+    if Z is not None:
+        return torch.cat([torch.cat([gram(x, z) for z in Z.split(size)], 1) for x in rows])
+    kernel = X.new_empty(len(X), len(X), dtype=next(iter(parameters.values())).dtype)
+    for i, x in enumerate(rows):
+        for j, z in enumerate(rows[: i + 1]):
+            block = gram(x, None if i == j else z)
+            here, there = slice(i * size, i * size + len(x)), slice(j * size, j * size + len(z))
+            kernel[here, there], kernel[there, here] = block, block.mT
+    return kernel
+
+
+# ---------------------------------------------------------------------------------------------
+# Private: duals
+# ---------------------------------------------------------------------------------------------
+
+
+class _ArcCosine(torch.autograd.Function):
+    """2πκ₁ = √(1−ρ²) + ρ(π − arccos ρ) and 2πκ₀ = π − arccos ρ, with the gradient κ₁′ = κ₀.
+
+    Autograd's own gradient of κ₁ is ∞ − ∞ at |ρ| = 1, where every kernel has its diagonal.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rho: Tensor) -> tuple[Tensor, Tensor]:
+        rho = rho.clamp(-1, 1)
+        k0 = rho.acos().neg_().add_(math.pi)
+        k1 = (rho * rho).neg_().add_(1).sqrt_().addcmul_(rho, k0)
+        ctx.save_for_backward(k0, rho)
+        return k1, k0
+
+    @staticmethod
+    def backward(ctx: Any, grad_k1: Tensor, grad_k0: Tensor) -> Tensor:
+        k0, rho = ctx.saved_tensors
+        sine2 = 1 - rho * rho
+        # On the diagonal ρ does not move, so that the pole of κ₀′ there meets a zero: call it 0.
+        inside = sine2 > 1e-15
+        return grad_k1 * k0 + grad_k0 * torch.where(inside, sine2.clamp(min=1e-15).rsqrt(), 0.0)
+
+
+def _closed_form(activation: Activation, degree: int) -> GaussianDual:
+    phi = _as_function(activation)
+    source: Any = _NAMED[activation] if isinstance(activation, str) else activation
+    if hasattr(source, "gaussian_dual"):
+        return source.gaussian_dual()
+    kind: Any = type(source) if isinstance(source, nn.Module) else source
+    if kind in (nn.ReLU, torch.relu, F.relu):
+        return RectifierDual(phi, 0.0)
+    if kind is nn.LeakyReLU:
+        return RectifierDual(phi, source.negative_slope)
+    if kind is nn.PReLU and source.num_parameters == 1:
+        return RectifierDual(phi, source.weight.item())
+    if kind is nn.Identity:
+        return RectifierDual(phi, 1.0)
+    if kind in (torch.abs, torch.Tensor.abs):
+        return RectifierDual(phi, -1.0)
+    if kind in (torch.erf, torch.special.erf):
+        return ErfDual(phi)
+    if kind in (torch.sin, torch.cos):
+        return SineDual(phi, cosine=kind is torch.cos)
+    if kind is F.gelu or (kind is nn.GELU and source.approximate == "none"):
+        return GELUDual(phi)
+    return HermiteDual(phi, degree)
+
+
+def _as_function(activation: Activation) -> Callable[[Tensor], Tensor]:
+    """φ on float64 tensors of any shape; a user's module is copied, so that it stays as it is."""
+    if isinstance(activation, str):
+        if activation not in _NAMED:
+            raise ValueError(
+                f"activation {activation!r} is unknown: choose from {', '.join(_NAMED)}"
+            )
+        return _NAMED[activation]
+    if isinstance(activation, _Checked):
+        return activation
+    if not callable(activation):
+        raise TypeError(f"activation must be callable or a name, got {type(activation).__name__}")
+    return _Checked(activation)
+
+
+class _Checked:
+    """An activation that was seen to be elementwise, evaluated in float64 where the input is."""
+
+    def __init__(self, activation: Callable[[Tensor], Tensor]) -> None:
+        if isinstance(activation, nn.Module):
+            activation = copy.deepcopy(activation).double().eval().requires_grad_(False)
+        self.function = activation
+        probe = torch.linspace(-2, 2, 7, dtype=torch.float64)
+        try:
+            whole, part = self(probe), self(probe[2:5])
+            elementwise = whole.shape == probe.shape and torch.allclose(whole[2:5], part)
+        except (RuntimeError, IndexError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"activation must be elementwise: shape (N,) -> (N,); {error}"
+            ) from error
+        if not elementwise:
+            raise ValueError("activation must be elementwise: shape (N,) -> (N,)")
+
+    def __call__(self, u: Tensor) -> Tensor:
+        if isinstance(self.function, nn.Module):
+            self.function.to(u.device)
+        return self.function(u)
+
+
+def _derivative(phi: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:
+    differentiable = u.requires_grad and torch.is_grad_enabled()
+    with torch.enable_grad():
+        u = u if differentiable else u.detach().requires_grad_()
+        value = phi(u)
+        if not value.requires_grad:
+            return torch.zeros_like(u)  # a piecewise constant φ, such as sign
+        return torch.autograd.grad(value.sum(), u, create_graph=differentiable)[0]
+
+
+@lru_cache(maxsize=1)
+def _quadrature(panels: int = 150, order: int = 16, reach: float = 12.0) -> tuple[Tensor, Tensor]:
+    node, weight = np.polynomial.legendre.leggauss(order)
+    half = reach / panels
+    z = (np.linspace(-reach, reach, panels, endpoint=False)[:, None] + half * (node + 1)).ravel()
+    density = np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
+    return torch.from_numpy(z), torch.from_numpy(np.tile(half * weight, panels) * density)
+
+
+@lru_cache(maxsize=8)
+def _hermite_basis(degree: int) -> Tensor:
+    """w h_k(z) at the quadrature nodes, shape (nodes, degree + 1)."""
+    z, w = _quadrature()
+    columns = [torch.ones_like(z), z]
+    for k in range(1, degree):
+        columns.append((z * columns[k] - math.sqrt(k) * columns[k - 1]) / math.sqrt(k + 1))
+    return w[:, None] * torch.stack(columns[: degree + 1], 1)
+
+
+def _rows_per_chunk(nodes: int) -> int:
+    return max(1, 2**20 // nodes)
+
+
+def _as_tensor(value: Tensor | float) -> Tensor:
+    if not isinstance(value, Tensor):
+        return torch.as_tensor(value, dtype=torch.float64)
+    return value if value.is_floating_point() else value.double()
+
+
+# ---------------------------------------------------------------------------------------------
+# Private: kernels
+# ---------------------------------------------------------------------------------------------
+
+
+def _kernels(
+    X: Tensor,
+    Z: Tensor | None,
+    activation: Activation,
+    depth: int,
+    C_W: float | Tensor,
+    C_b: float | Tensor,
+    ntk: bool,
+) -> tuple[Tensor, ...]:
+    _check(X, Z, depth, C_W, C_b)
+    dual = gaussian_dual(activation)
+    n, m = X.shape[-2], X.shape[-2] if Z is None else Z.shape[-2]
+    x = X.double().reshape(-1, n, X.shape[-1])
+    z = x if Z is None else Z.double().reshape(-1, m, X.shape[-1])
+
+    def first_layer(products: Tensor) -> Tensor:
+        return products.mul_(C_W / X.shape[-1]).add_(C_b)
+
+    layer = (dual, C_W * dual.gain, C_b)
+    rows_x, diagonals = _rows_by_layer(first_layer(x.square().sum(-1)), depth, *layer)
+    rows_z = rows_x
+    if Z is not None:
+        rows_z, _ = _rows_by_layer(first_layer(z.square().sum(-1)), depth, *layer)
+
+    def tile(batch: slice, rows: slice, columns: slice) -> tuple[Tensor, ...]:
+        K = first_layer(x[batch, rows] @ z[batch, columns].mT)
+        u = [row[:, batch, rows, None] for row in rows_x]
+        v = [row[:, batch, None, columns] for row in rows_z]
+        return _propagate(K, u, v, *layer, ntk)
+
+    shape = (*X.shape[:-1], m)
+    if torch.is_grad_enabled() and any(
+        isinstance(t, Tensor) and t.requires_grad for t in (X, Z, C_W, C_b)
+    ):
+        kernels = tile(slice(None), slice(None), slice(None))
+        if Z is None:
+            kernels = tuple(map(_with_diagonal, kernels, diagonals))
+        return tuple(kernel.to(X.dtype).reshape(shape) for kernel in kernels)
+
+    kernels = tuple(X.new_empty(len(x), n, m) for _ in range(1 + ntk))
+    for batch, rows, columns in _tiles(len(x), n, m, lower=Z is None):
+        for kernel, block in zip(kernels, tile(batch, rows, columns)):
+            kernel[batch, rows, columns] = block
+            if Z is None and rows != columns:
+                kernel[batch, columns, rows] = block.mT
+    if Z is None:
+        for kernel, diagonal in zip(kernels, diagonals):
+            kernel.diagonal(dim1=-2, dim2=-1).copy_(diagonal)
+    return tuple(kernel.reshape(shape) for kernel in kernels)
+
+
+def _rows_by_layer(
+    K: Tensor, depth: int, dual: GaussianDual, C_W: float | Tensor, C_b: float | Tensor
+) -> tuple[list[Tensor], tuple[Tensor, Tensor]]:
+    """What pairs need to know of each row, layer by layer, and the diagonals K(x,x), Θ(x,x)."""
+    Theta, rows = K, []
+    for _ in range(depth):
+        rows.append(dual._row(K))
+        value, slope = dual._point(K)
+        K = C_W * value + C_b
+        Theta = K + C_W * slope * Theta
+    return rows, (K, Theta)
+
+
+def _propagate(
+    K: Tensor,
+    u: list[Tensor],
+    v: list[Tensor],
+    dual: GaussianDual,
+    C_W: float | Tensor,
+    C_b: float | Tensor,
+    ntk: bool,
+) -> tuple[Tensor, ...]:
+    """The recursion over layers for one block of pairs, from the first layer's kernel."""
+    Theta = K
+    for row_u, row_v in zip(u, v):
+        value, *slope = dual._pair(K, row_u, row_v, ntk)
+        K = value.mul_(C_W).add_(C_b)  # in place: fresh memory that is still in the cache
+        if ntk:
+            Theta = torch.addcmul(K, slope[0].mul_(C_W), Theta)
+    return (K, Theta) if ntk else (K,)
+
+
+def _with_diagonal(kernel: Tensor, diagonal: Tensor) -> Tensor:
+    return torch.diagonal_scatter(kernel, diagonal, dim1=-2, dim2=-1)
+
+
+def _tiles(batch: int, n: int, m: int, lower: bool) -> Iterator[tuple[slice, slice, slice]]:
+    """Blocks of at most _TILE² pairs: whole small matrices together, large ones in squares."""
+    together = max(1, _TILE**2 // max(1, min(n, _TILE) * min(m, _TILE)))
+    for b in range(0, batch, together):
+        for i in range(0, n, _TILE):
+            for j in range(0, i + 1 if lower else m, _TILE):
+                yield slice(b, b + together), slice(i, i + _TILE), slice(j, j + _TILE)
+
+
+def _check(
+    X: Tensor, Z: Tensor | None, depth: int, C_W: float | Tensor, C_b: float | Tensor
+) -> None:
+    for name, inputs in (("X", X), ("Z", Z)):
+        if inputs is None:
+            continue
+        if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
+            raise TypeError(f"{name} must be a floating-point tensor, got {_describe(inputs)}")
+        if inputs.ndim < 2 or inputs.shape[-1] == 0:
+            raise ValueError(f"{name} must have shape (..., n, d), got {tuple(inputs.shape)}")
+    if Z is not None and (Z.shape[-1] != X.shape[-1] or Z.shape[:-2] != X.shape[:-2]):
+        raise ValueError(
+            f"X {tuple(X.shape)} and Z {tuple(Z.shape)} must agree in all but the number of rows"
+        )
+    if not isinstance(depth, int) or depth < 0:
+        raise ValueError(f"depth must be an integer of at least 0, got {depth!r}")
+    if not float(C_W) > 0 or math.isinf(float(C_W)):
+        raise ValueError(f"C_W must be positive and finite, got {float(C_W)}")
+    if not float(C_b) >= 0 or math.isinf(float(C_b)):
+        raise ValueError(f"C_b must not be negative and must be finite, got {float(C_b)}")
+
+
+def _describe(value: object) -> str:
+    return f"dtype {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+
+
+__all__ = [
+    "Activation", "GaussianDual", "deep_kernels", "empirical_ntk", "gaussian_dual",
+    "gaussian_quadrature", "gp_posterior", "hermite_coefficients", "nngp_kernel", "ntk_kernel",
+    "psd_safe_cholesky",
+]  # fmt: skip
