@@ -307,6 +307,17 @@ def test_integers_and_scale_give_the_weight_back_exactly(
     assert torch.equal(stored.dequantize(), rounding(w))
 
 
+def test_integers_are_those_that_are_kept_even_while_learning():
+    w = randn(6, 5)
+    rounding = AdaRound(w, 3)
+    low, high = -4 * rounding.scale, 3 * rounding.scale
+    torch.testing.assert_close(rounding(w).detach(), w.clamp(low, high))  # not rounded yet
+    integers = rounding.integers(w)
+    assert rounding.training
+    assert torch.equal(rounding.scale * integers, rounding.eval()(w))
+    assert torch.equal(integers, RoundToNearest(w, 3).integers(w))
+
+
 # --- parametrisations -----------------------------------------------------------------------------
 
 

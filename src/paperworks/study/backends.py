@@ -56,8 +56,9 @@ class InProcess:
 class LocalProcesses:
     """Worker processes on this machine, one thread each.
 
-    A worker that dies takes its whole pool with it. What was in flight then runs again one at a time
-    in a pool of one: what breaks that pool too is the trial at fault, and fails; the others finish.
+    A worker that dies takes its whole pool with it. What was in flight then runs again one at a
+    time in a pool of one: what breaks that pool too is the trial at fault, and fails; the others
+    finish.
     """
 
     def __init__(self, jobs: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -63,7 +63,8 @@ class Verdict:
             "seeds": tuple(entry["seeds"]),
             "parts": tuple(map(cls.from_json, entry["parts"])),
         }
-        return cls(**{**entry, **made})
+        known = {f.name: entry[f.name] for f in fields(cls) if f.name in entry}
+        return cls(**{**known, **made})
 
     def sentence(self) -> str:
         """One line for people: effect, interval, margin, seeds and, where needed, why.

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from paperworks.study.errors import UserError, unknown
+from paperworks.study.errors import unknown
 
 if TYPE_CHECKING:
     from paperworks.study.claims import Claim
@@ -75,7 +75,9 @@ def grid(**axes: Value | Sequence[Value]) -> Grid:
     """
     for key, values in axes.items():
         for value in values if isinstance(values, list) else [values]:
-            if not isinstance(value, Value) or (isinstance(value, float) and not math.isfinite(value)):
+            if not isinstance(value, Value) or (
+                isinstance(value, float) and not math.isfinite(value)
+            ):
                 raise ValueError(
                     f"grid({key}=...): {value!r} is not a bool, a finite number or a string "
                     "(write infinity as 'inf')"
@@ -131,7 +133,8 @@ class Tune:
             counts = {len(grid(**v)) for v in self.only.values() if v}
         if len(counts) != 1:
             raise ValueError(
-                f"Tune(by={by!r}): every method must try equally many candidates, got {sorted(counts)}"
+                f"Tune(by={by!r}): every method must try equally many candidates, got "
+                f"{sorted(counts)}"
             )
 
     def candidates(self, method: str | None) -> list[Setting]:
@@ -271,8 +274,3 @@ class Study:
 
     def __iter__(self) -> Iterator[Experiment]:
         return iter(self.experiments)
-
-
-__all__ = [
-    "SCALES", "DataRule", "Experiment", "Grid", "Setting", "Study", "Tune", "UserError", "Value", "grid",
-]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Evidence: what the desk-scale verdicts come from, one JSON file a paper, shipped with the package.
+"""Evidence: what the desk-scale verdicts come from, one JSON file a paper, in the package.
 
 It holds every metric of every seed, the tuned choices, the verdicts, the environment and the code's
 fingerprints, so that a reader can draw, doubt and repeat what the page says.
@@ -6,44 +6,17 @@ fingerprints, so that a reader can draw, doubt and repeat what the page says.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from datetime import date
-from pathlib import Path
 from typing import Any
 
-from paperworks.study.claims import Verdict, by_chance, seeds_needed
+from paperworks.study.claims import Verdict, seeds_needed
 from paperworks.study.contract import Setting
 from paperworks.study.errors import UserError
+from paperworks.study.evidence_files import FORMAT, stale
 from paperworks.study.plan import FIRST_BLOCK, Plan
 from paperworks.study.results import Results
 from paperworks.study.terms import Record, Table
-
-FOLDER = Path(__file__).parent.parent / "evidence"
-FORMAT = 1
-
-
-def read(slug: str, folder: Path = FOLDER) -> dict[str, Any] | None:
-    """The published evidence of a paper, or None."""
-    path = folder / f"{slug}.json"
-    return json.loads(path.read_text()) if path.exists() else None
-
-
-def write(evidence: Mapping[str, Any], folder: Path = FOLDER) -> Path:
-    """Put evidence in its place, whole or not at all."""
-    path = folder / f"{evidence['slug']}.json"
-    part = path.with_suffix(".part")
-    part.write_text(_layout(evidence))
-    os.replace(part, path)
-    return path
-
-
-def _layout(evidence: Mapping[str, Any]) -> str:
-    """JSON with a line a cell, which reviews and diffs can read."""
-    head = {key: value for key, value in evidence.items() if key != "cells"}
-    lines = ",\n".join("  " + json.dumps(cell, allow_nan=False) for cell in evidence["cells"])
-    return f'{json.dumps(head, indent=1, allow_nan=False)[:-2]},\n "cells": [\n{lines}\n ]\n}}\n'
 
 
 def of(results: Results, blocks: Sequence[int]) -> dict[str, Any]:
@@ -83,7 +56,7 @@ def of(results: Results, blocks: Sequence[int]) -> dict[str, Any]:
         "stamp": plan.stamp,
         "environment": plan.environment,
         "fingerprints": plan.fingerprints,
-        "claims": [verdict.to_json() for verdict in results.claims()],
+        "claims": [v.to_json() | {"sentence": v.sentence()} for v in results.claims()],
         "cells": cells,
     }
 
@@ -110,11 +83,6 @@ def table_of(evidence: Mapping[str, Any]) -> Table:
         for entry in evidence["cells"]
         for i, seed in enumerate(evidence["seeds"])
     )
-
-
-def stale(evidence: Mapping[str, Any], fingerprints: Mapping[str, str]) -> list[str]:
-    """The experiments whose code has changed since the evidence was published."""
-    return [name for name, mark in evidence["fingerprints"].items() if fingerprints.get(name) != mark]
 
 
 def next_seeds(
@@ -181,55 +149,3 @@ def verify(results: Results, evidence: Mapping[str, Any]) -> list[str]:
 def restamped(evidence: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
     """The same evidence under the fingerprints of code that gives the same metrics."""
     return {**evidence, "fingerprints": plan.fingerprints}
-
-
-SIGNS = {
-    "reproduced": "✓",
-    "smaller than stated": "◐",
-    "not reproduced": "✗",
-    "inconclusive": "?",
-    "reported": "·",
-}
-
-
-def results_markdown(papers: Mapping[str, Any], folder: Path = FOLDER) -> str:
-    """RESULTS.md: every published verdict, from the evidence alone."""
-    shipped = {slug: evidence for slug in papers if (evidence := read(slug, folder))}
-    verdicts = [v for e in shipped.values() for v in map(Verdict.from_json, e["claims"])]
-    judged = [v for v in verdicts if v.verdict != "reported"]
-    won = sum(v.verdict == "reproduced" for v in judged)
-    lines = [
-        "# Results",
-        "",
-        "Generated from `src/paperworks/evidence/`; `paperworks publish` rewrites it. Every verdict is",
-        "at desk scale: minutes on two CPU cores, which is not the paper's scale.",
-        "",
-        f"{len(shipped)} papers, {len(judged)} claims, {won} reproduced. If no claim were true, about",
-        f"{by_chance(len(judged)):.1f} would come out as reproduced by chance.",
-        "",
-    ]
-    for slug, evidence in shipped.items():
-        paper = papers[slug]
-        claims = [Verdict.from_json(entry) for entry in evidence["claims"]]
-        lines += [
-            f"## {paper.title}",
-            f"`{slug}` · {paper.field} · [arXiv:{paper.arxiv}](https://arxiv.org/abs/{paper.arxiv}) · "
-            f"**{score(claims)} at desk scale** · seeds {evidence['seeds'][0]}–{evidence['seeds'][-1]}"
-            f" · {evidence['published']}",
-            "",
-            "| | claim | verdict | measured | margin |",
-            "|-|-|-|-|-|",
-            *(
-                f"| {v.claim} | {v.text} | {SIGNS[v.verdict]} {v.verdict} | {v.sentence()} | "
-                f"{v.margin_owner or '–'} |"
-                for v in claims
-            ),
-            "",
-        ]
-    return "\n".join(lines)
-
-
-def score(verdicts: Sequence[Verdict]) -> str:
-    """`4 of 6`: how many of the claims with a verdict are reproduced."""
-    judged = [v for v in verdicts if v.verdict != "reported"]
-    return f"{sum(v.verdict == 'reproduced' for v in judged)} of {len(judged)}"

@@ -38,7 +38,9 @@ def cache_folder() -> Path:
 
 def fixture(build: Callable[..., Any], args: dict[str, Any], streams: Streams) -> Any:
     """`build(streams, **args)`, from disk when it is there."""
-    path = cache_folder() / "fixtures" / f"{build.__name__}-{_key(build, args, streams)}.safetensors"
+    path = (
+        cache_folder() / "fixtures" / f"{build.__name__}-{_key(build, args, streams)}.safetensors"
+    )
     with contextlib.suppress(*UNREADABLE):
         return _read(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +101,8 @@ def _flatten(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return {"value": value}
     raise TypeError(
-        f"a fixture returns dicts and lists of tensors, numbers and strings, not {type(value).__name__}"
+        "a fixture returns dicts and lists of tensors, numbers and strings, not "
+        f"{type(value).__name__}"
     )
 
 
@@ -131,8 +134,8 @@ def isolated_generators(seed: int) -> Iterator[None]:
         yield
         if _global_position() != start:
             raise RuntimeError(
-                "drew from the global generator of numpy or random: draw from run.rng(name), or pass "
-                "random_state=run.random_state(name)"
+                "drew from the global generator of numpy or random: draw from run.rng(name), or "
+                "pass random_state=run.random_state(name)"
             )
     finally:
         torch.set_rng_state(before[0])
@@ -141,5 +144,5 @@ def isolated_generators(seed: int) -> Iterator[None]:
 
 
 def _global_position() -> tuple[Any, ...]:
-    _, words, *position = np.random.get_state()  # noqa: NPY002
-    return words.tobytes(), *position, random.getstate()
+    numpy = np.random.get_state(legacy=False)["state"]  # noqa: NPY002
+    return numpy["key"].tobytes(), numpy["pos"], random.getstate()

@@ -70,7 +70,13 @@ class Results:
         import pandas as pd
 
         return pd.DataFrame(
-            {"experiment": name, "seed": seed, **trial.setting, **trial.metrics, "seconds": trial.seconds}
+            {
+                "experiment": name,
+                "seed": seed,
+                **trial.setting,
+                **trial.metrics,
+                "seconds": trial.seconds,
+            }
             for (name, _, seed), trial in self.trials.items()
             if trial.metrics is not None
         )
@@ -104,7 +110,12 @@ class Results:
             "environment": self.plan.environment,
             "claims": [verdict.to_json() for verdict in self.claims()],
             "trials": [
-                {"experiment": name, "setting": trial.setting, "seed": seed, "metrics": trial.metrics}
+                {
+                    "experiment": name,
+                    "setting": trial.setting,
+                    "seed": seed,
+                    "metrics": trial.metrics,
+                }
                 for (name, _, seed), trial in self.trials.items()
             ],
             "failures": [

@@ -1,4 +1,4 @@
-"""What a trial is handed besides its setting: random streams, fixtures, methods, places to write."""
+"""What a trial is handed besides its setting: random streams, fixtures, methods, places."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ class Streams:
     shifts nobody else's. Customary names: `split`, `weights`, `batches`, `method`.
     """
 
-    def __init__(self, seed: int, device: torch.device | str = "cpu", data_digest: str = "") -> None:
+    def __init__(
+        self, seed: int, device: torch.device | str = "cpu", data_digest: str = ""
+    ) -> None:
         self.seed = seed
         self.device = torch.device(device)
         self._data_digest = data_digest
@@ -64,8 +66,8 @@ class Streams:
         """What `build(streams, **args)` returns, computed once and kept on disk.
 
         `build` gets the streams of its own `seed` (pass `seed=run.seed` for one fixture a seed) and
-        returns nested dicts and lists of tensors, numbers and strings, such as a `state_dict`. Every
-        method and cell shares it, and two workers that ask at once wait for one computation.
+        returns nested dicts and lists of tensors, numbers and strings, such as a `state_dict`.
+        Every method and cell shares it; two workers that ask at once wait for one computation.
         """
         from paperworks.study.fixtures import fixture
 
@@ -153,7 +155,7 @@ def digest(value: Any) -> str:
         elif torch.is_tensor(part) or hasattr(part, "__array__"):
             tensor = torch.as_tensor(part).detach().cpu().contiguous()
             hasher.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-            hasher.update(tensor.flatten().view(torch.uint8).numpy())
+            hasher.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
         else:
             hasher.update(repr(part).encode())
         hasher.update(b"\0")

@@ -190,8 +190,8 @@ def _number(name: str, value: Any) -> float:
         raise ValueError(f"metric {name!r} is {value!r}, not a number")
     if not math.isfinite(value):
         raise ValueError(
-            f"metric {name!r} is {value}: report divergence as a metric `diverged` and the others at "
-            "their worst value"
+            f"metric {name!r} is {value}: report divergence as a metric `diverged` and the others "
+            "at their worst value"
         )
     return float(value)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from paperworks.common.activations import evaluating
 from paperworks.common.autograd import straight_through
 from paperworks.compress.flexround.grid import (
     IntegerWeight,
@@ -90,8 +91,9 @@ class Rounding(nn.Module):
 
     @torch.no_grad()
     def integers(self, weight: Tensor) -> Tensor:
-        """`n + zero_point`: int8, or uint8 on an asymmetric grid; never rounded again."""
-        n = self.levels(weight.to(self.initial_scale.dtype))
+        """`n + zero_point` of the weight that is kept: int8, or uint8 on an asymmetric grid."""
+        with evaluating(self):  # while AdaRound learns, its n is no integer
+            n = self.levels(weight.to(self.initial_scale.dtype))
         return (n + self.zero_point).to(torch.int8 if self.symmetric else torch.uint8)
 
     def integer_weight(self, weight: Tensor) -> IntegerWeight:
