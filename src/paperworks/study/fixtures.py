@@ -117,6 +117,10 @@ def _restore(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
     return content
 
 
+class GlobalDraw(RuntimeError):
+    """Something drew from a global generator that methods would share."""
+
+
 @contextlib.contextmanager
 def isolated_generators(seed: int) -> Iterator[None]:
     """Seed the global generators inside; put them back as they were afterwards.
@@ -133,7 +137,7 @@ def isolated_generators(seed: int) -> Iterator[None]:
     try:
         yield
         if _global_position() != start:
-            raise RuntimeError(
+            raise GlobalDraw(
                 "drew from the global generator of numpy or random: draw from run.rng(name), or "
                 "pass random_state=run.random_state(name)"
             )

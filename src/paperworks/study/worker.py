@@ -24,7 +24,7 @@ import torch
 from paperworks.study.contract import Experiment, Setting, Study
 from paperworks.study.errors import UserError
 from paperworks.study.fingerprint import fingerprints
-from paperworks.study.fixtures import cache_folder, isolated_generators
+from paperworks.study.fixtures import GlobalDraw, cache_folder, isolated_generators
 from paperworks.study.run import Run, derive
 
 ONE_THREAD = {
@@ -100,7 +100,17 @@ def perform(task: Task) -> Outcome:
 
 
 def _perform(task: Task, start: float) -> Outcome:
-    experiment = _experiment(task)
+    experiment, modules = _experiment(task), len(sys.modules)
+    try:
+        return _measured(task, experiment, start)
+    except GlobalDraw:
+        if len(sys.modules) == modules:
+            raise
+        # Some libraries draw while they are imported. Now they are, so again: who draws now, fails.
+        return _measured(task, experiment, start)
+
+
+def _measured(task: Task, experiment: Experiment, start: float) -> Outcome:
     checkpoint = cache_folder() / "checkpoints" / task.key
     run = Run(
         task.seed,
