@@ -146,7 +146,8 @@ def digest(value: Any) -> str:
 
     def feed(part: Any) -> None:
         if isinstance(part, Mapping):
-            for key in part:
+            hasher.update(b"{")  # no sequence begins so
+            for key in sorted(part, key=repr):
                 feed(key)
                 feed(part[key])
         elif isinstance(part, list | tuple):
