@@ -34,7 +34,7 @@ verify: .venv/demo  ## every study at desk scale, against the shipped evidence
 	touch $@
 
 .venv/test: .venv/demo
-	$(PIP) -e '.[language,hub,test]'
+	$(PIP) -e '.[language,graphs,hub,test]'
 	touch $@
 
 clean:

@@ -104,12 +104,10 @@ def test_a_changed_source_is_another_fixture(project, build):
     file = project.folder / f"{name}.py"
     file.write_text(file.read_text().replace('"rate": 0.1', '"rate": 0.2'))
     read = (
-        "import sys, {0} as m; from paperworks.study.run import Run; print(Run(1).fixture(m.build))"
+        f"import {name} as m; from paperworks.study.run import Run; print(Run(1).fixture(m.build))"
     )
     env = {**os.environ, "PYTHONPATH": str(project.folder)}
-    told = subprocess.run(
-        [sys.executable, "-c", read.format(name)], env=env, capture_output=True, text=True
-    )
+    told = subprocess.run([sys.executable, "-c", read], env=env, capture_output=True, text=True)
     assert "'rate': 0.2" in told.stdout, told.stderr
     assert first["plain"]["rate"] == 0.1
     assert len(project.logged()) == len(files(project)) == 2

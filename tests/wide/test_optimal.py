@@ -1,9 +1,12 @@
 """The brief's checks, the three limits, precision at depth, and the estimators."""
 
+import contextlib
 import math
 import pickle
 import warnings
 from decimal import Decimal, localcontext
+from itertools import pairwise
+from unittest import SkipTest
 
 import numpy as np
 import pytest
@@ -67,12 +70,12 @@ def test_check_2_optimal_activations_are_optimal(d):
     assert dual.alpha == pytest.approx(d, abs=1e-9)
     assert dual.coef.sum().item() == pytest.approx(1, abs=1e-12)
     phi = optimal_activation(d)
-    z = torch.randn(2, 500_000, generator=torch.Generator().manual_seed(d), dtype=torch.float64)
-    xi = 0.8
+    generator, scale, xi = torch.Generator().manual_seed(d), 2.0, 0.8
+    z = scale * torch.randn(2, 400_000, generator=generator, dtype=torch.float64)
+    weight = scale**2 * (z.square().sum(0) * (1 / scale**2 - 1) / 2).exp()  # h₇ has heavy tails
     u, v = z[0], xi * z[0] + math.sqrt(1 - xi**2) * z[1]
-    assert phi(u).square().mean().item() == pytest.approx(1, abs=0.03 if d == 1 else 0.01)
-    tolerance = 0.03 if d == 1 else 0.01  # h₇ has heavy tails
-    assert (phi(u) * phi(v)).mean().item() == pytest.approx(dual(xi).item(), rel=tolerance)
+    assert (weight * phi(u).square()).mean().item() == pytest.approx(1, abs=0.01)
+    assert (weight * phi(u) * phi(v)).mean().item() == pytest.approx(dual(xi).item(), rel=0.01)
 
 
 def test_check_3_koenigs_function():
@@ -114,11 +117,8 @@ def test_check_6_deep_classifier_is_the_smoother():
     limit = DeepKernelClassifier().fit(X, y)
     assert np.mean(deep == limit.predict(T)) >= 0.999
     # and by hand, Σ ψ(x·x_i) y_i
-    weights = optimal_dual(2).koenigs(
-        torch.from_numpy(sphere(T) @ sphere(X).T).clamp(max=1 - 1e-15)
-    )
-    votes = weights.numpy() @ (2 * y - 1)
-    assert np.mean((votes > 0) == limit.predict(T)) >= 0.999
+    weights = optimal_dual(2).koenigs(sphere(T[:50]) @ sphere(X).T)
+    assert ((weights.numpy() @ (2 * y - 1) > 0) == limit.predict(T[:50])).all()
 
 
 @pytest.mark.parametrize("depth", [30, 100, np.inf])
@@ -134,7 +134,7 @@ class NTKNetwork(nn.Module):
     def __init__(self, width, generator):
         super().__init__()
         sizes = [3, width, width, 1]
-        draw = [(o, i) for i, o in zip(sizes, sizes[1:])]
+        draw = [(o, i) for i, o in pairwise(sizes)]
         self.w = nn.ParameterList(torch.randn(*s, generator=generator) for s in draw)
         self.b = nn.ParameterList(torch.randn(s[0], generator=generator) for s in draw)
 
@@ -193,7 +193,7 @@ def test_scale_does_not_matter():
     )
 
 
-@pytest.mark.parametrize("d", [1.5, 2, 3.7, 25, 300])
+@pytest.mark.parametrize("d", [1.5, 2, 3.7, 25, 100])
 def test_sine_reaches_every_dimension_above_one(d):
     assert taxonomy(optimal_activation(d, kind="sine"))[1] == pytest.approx(d, rel=1e-6)
 
@@ -251,8 +251,9 @@ def test_complement_keeps_all_digits(activation):
     delta = torch.tensor([1.0, 0.7, 0.3, 0.011, 0.004], dtype=torch.float64)
     torch.testing.assert_close(dual.complement(delta), 1 - dual(1 - delta), rtol=1e-9, atol=1e-12)
     near = torch.tensor([1e-12, 1e-20, 1e-30], dtype=torch.float64)
-    torch.testing.assert_close(dual.complement(near) / near, torch.full((3,), dual.B_prime).double(),
-                               rtol=1e-4, atol=0)  # fmt: skip
+    torch.testing.assert_close(
+        dual.complement(near) / near, torch.full_like(near, dual.B_prime), rtol=1e-4, atol=0
+    )
 
 
 @pytest.mark.parametrize("activation", DUALS)
@@ -320,8 +321,9 @@ def test_ntk_has_the_same_limit_as_the_nngp():
     dual = optimal_dual(2)
     delta = torch.tensor([0.5, 0.1, 0.01], dtype=torch.float64)
     _, log_psi = dual.log_deep_kernel(delta, math.inf)
-    _, log_ntk = dual.log_deep_kernel(delta, 20_000, "ntk")
-    scale = 20_000 * math.log(dual.A_prime**2) + math.log(20_001)
+    depth = 10**6
+    _, log_ntk = optimal._LogMap(dual, depth, "ntk", tabulate=True)(delta)
+    scale = depth * math.log(dual.A_prime**2) + math.log(depth + 1)
     torch.testing.assert_close(log_ntk - scale, log_psi, atol=1e-3, rtol=0)
 
 
@@ -354,14 +356,20 @@ ESTIMATORS = [
     DeepKernelClassifier(),
     DeepKernelClassifier("erf", depth=20, kernel="ntk"),
     SingularKernelClassifier(),
+    SingularKernelClassifier(normalize=False),
 ]
 
 
 @pytest.mark.filterwarnings("ignore:some pairs of rows", "ignore:the kernel matrix is singular")
-@pytest.mark.parametrize("estimator", ESTIMATORS, ids=["limit", "finite", "singular"])
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=["limit", "finite", "smoother", "flat"])
 def test_scikit_learn_contract(estimator):
-    for instance, check in estimator_checks_generator(estimator):
-        check(instance)
+    refused = {"check_estimators_dtypes": "its data have a row of zeros, which has no direction"}
+    checks = estimator_checks_generator(
+        estimator, expected_failed_checks=refused if estimator.normalize else {}, mark="skip"
+    )
+    for instance, check in checks:
+        with contextlib.suppress(SkipTest):
+            check(instance)
 
 
 @pytest.mark.parametrize("depth", [3, 100, np.inf])
@@ -383,12 +391,12 @@ def test_finite_depth_solves_the_kernel_system(kernel, ridge):
     (X, y), (T, _) = dirichlet(60, 0), dirichlet(50, 1)
     y = y + (X[:, 0] > 0.5)
     kernel_of = nngp_kernel if kernel == "nngp" else ntk_kernel
-    C_W = 1 / gaussian_dual("erf").moments(1.0)[0].item()
+    C_W = 1 / gaussian_dual("relu").moments(1.0)[0].item()
     x, t = (torch.from_numpy(sphere(rows)) * (3 / C_W) ** 0.5 for rows in (X, T))
-    options = {"activation": "erf", "depth": 6, "C_W": C_W}
+    options = {"activation": "relu", "depth": 6, "C_W": C_W}
     K = kernel_of(x, **options) + ridge * torch.eye(60)
     F = kernel_of(t, x, **options) @ torch.linalg.solve(K, torch.eye(3, dtype=K.dtype)[y])
-    model = DeepKernelClassifier("erf", depth=6, kernel=kernel, ridge=ridge).fit(X, y)
+    model = DeepKernelClassifier("relu", depth=6, kernel=kernel, ridge=ridge).fit(X, y)
     votes = torch.from_numpy(model.decision_function(T))
     torch.testing.assert_close(
         votes / votes.norm(dim=1, keepdim=True), F / F.norm(dim=1, keepdim=True), atol=1e-4, rtol=0
@@ -412,17 +420,14 @@ def test_the_circle_problem_does_not_collapse():
     assert DeepKernelClassifier(depth=100).fit(X, y).score(T, labels) > 0.71
 
 
-def test_deep_relu_is_the_majority_and_shallow_relu_is_not():
-    (X, y), (T, _) = dirichlet(60, 0), dirichlet(500, 1)
+def test_relu_needs_depth_much_larger_than_the_sample():
+    """Trap: the majority limit is approached like 1/L only, and later by pairs that are near."""
+    (X, y), (T, _) = dirichlet(100, 0), dirichlet(500, 1)
     majority = np.bincount(y).argmax()
-    share = {
-        depth: np.mean(
-            DeepKernelClassifier("relu", depth=depth, kernel="ntk").fit(X, y).predict(T) == majority
-        )
-        for depth in (10, 2000)
-    }
-    assert share[10] < 0.9
-    assert share[2000] > 0.99
+    models = (DeepKernelClassifier("relu", depth=L, kernel="ntk") for L in (10, 1000, 100_000))
+    shares = [np.mean(model.fit(X, y).predict(T) == majority) for model in models]
+    assert max(shares[:2]) < 0.9
+    assert shares[2] > 0.99
 
 
 @pytest.mark.parametrize("depth", [40, np.inf])

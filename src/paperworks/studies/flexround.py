@@ -35,7 +35,7 @@ import copy
 import math
 from collections.abc import Iterator
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -379,8 +379,9 @@ def pretrained_language_model(setting: Setting, run: Run) -> tuple[nn.Module, Te
 
     tokenizer = AutoTokenizer.from_pretrained(setting.network)
     wanted = setting.sequences * setting.context
-    texts = islice(hub_texts(setting.calibration_text, "train"), wanted // 64)
-    train = torch.tensor(tokenizer("\n\n".join(texts))["input_ids"][:wanted])
+    texts = hub_texts(setting.calibration_text, "train")
+    ids = chain.from_iterable(tokenizer(text)["input_ids"] for text in texts)
+    train = torch.tensor(list(islice(ids, wanted)))
     if len(train) < wanted:
         raise UserError(f"{setting.calibration_text} gave {len(train)} tokens, {wanted} are needed")
     test = torch.tensor(tokenizer("\n\n".join(hub_texts(setting.test_text, "test")))["input_ids"])

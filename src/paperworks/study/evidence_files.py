@@ -69,7 +69,7 @@ def results_markdown(papers: Mapping[str, Any], folder: Path = FOLDER) -> str:
     lines = [
         "# Results",
         "",
-        "Generated from `src/paperworks/evidence/`; `paperworks publish` rewrites it. Every verdict",
+        "Generated from `src/paperworks/evidence/` by `paperworks publish`. Every verdict",
         "is at desk scale: minutes on two CPU cores, which is not the paper's scale.",
         "",
         f"{len(shipped)} papers, {len(judged)} claims, {judged.count('reproduced')} reproduced. If",

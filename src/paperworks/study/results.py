@@ -82,7 +82,7 @@ class Results:
         )
 
     def figures(self) -> dict[str, Figure]:
-        """The study's figures, drawn from the finished trials; those without trials are left out."""
+        """The study's figures, drawn from the finished trials; one without trials is left out."""
         frame = self.frame()
         ran = set(frame["experiment"]) if len(frame) else set()
         return {

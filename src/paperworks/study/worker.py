@@ -188,14 +188,16 @@ def checked(metrics: Any) -> dict[str, float | list[float]]:
 
 
 def _plain(name: str, value: Any) -> float | list[float]:
-    if hasattr(value, "tolist"):  # tensors, arrays, their scalars
-        value = value.tolist()
     if isinstance(value, list | tuple):
         return [_number(name, item) for item in value]
+    if getattr(value, "ndim", 0):
+        return [_number(name, item) for item in value.tolist()]
     return _number(name, value)
 
 
 def _number(name: str, value: Any) -> float:
+    if hasattr(value, "tolist"):  # a tensor or an array, or a scalar of one
+        value = value.tolist()
     if not isinstance(value, int | float):
         raise ValueError(f"metric {name!r} is {value!r}, not a number")
     if not math.isfinite(value):

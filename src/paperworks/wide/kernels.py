@@ -306,7 +306,7 @@ def hermite_coefficients(
     """c_k = E[φ(std·z) h_k(z)], z ~ N(0, 1), for k = 0 … degree, by quadrature.
 
     h_k are the normalised probabilists' Hermite polynomials, E[h_j h_k] = δ_jk, so that
-    E[φ²] = Σ c_k². Coefficients below 1e-14 of the root mean square are rounding and set to 0.
+    E[φ²] = Σ c_k². Coefficients below 1e-12 of the root mean square are rounding and set to 0.
 
     Args:
         activation: the elementwise φ.
@@ -330,7 +330,7 @@ def hermite_coefficients(
     z, basis = z.to(std.device), _hermite_basis(degree).to(std.device)
     chunks = std.reshape(-1).split(_rows_per_chunk(len(z)))
     coef = torch.cat([phi(s[:, None] * z) @ basis for s in chunks]).view(*std.shape, degree + 1)
-    noise = 1e-14 * coef.detach().square().sum(-1, keepdim=True).sqrt()
+    noise = 1e-12 * coef.detach().square().sum(-1, keepdim=True).sqrt()
     return torch.where(coef.detach().abs() > noise, coef, torch.zeros_like(coef))
 
 

@@ -15,7 +15,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Self
+from functools import cached_property
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -50,6 +51,9 @@ _FAR = 40.0
 
 _COINCIDENT = 4 * 2.0**-104
 """(1 − ξ) of two rows that differ by the rounding of their normalisation only."""
+
+_GRID = torch.linspace(-71, 37, 32 * 108 + 1, dtype=torch.float64)
+"""Log-odds at which deep kernels are tabulated: 1 − ξ from `_COINCIDENT` to the rounding of 1."""
 
 _BATCH = 2**18
 """Pairs of rows that are worked on at once: a few temporaries of 2 MB."""
@@ -262,7 +266,7 @@ class Dual:
         >>> [round(value, 6) for value in psi.tolist()]
         [0.713599, 5.591164, 60.062228]
         """
-        sign, log = self.log_deep_kernel(1 - torch.as_tensor(xi, dtype=torch.float64), math.inf)
+        sign, log = self.log_deep_kernel(1 - _checked("xi", xi, -1, 1), math.inf)
         return sign * log.exp()
 
     def _require_singular(self) -> None:
@@ -322,7 +326,11 @@ def dual_activation(activation: Activation, degree: int = 60) -> Dual:
     gaussian = gaussian_dual(activation, normalized=True, degree=degree)
     norm = math.sqrt(gaussian.gain / gaussian_dual(activation, degree=degree).gain)
     amplitude = norm * hermite_coefficients(activation, degree=degree)
-    return Dual(gaussian, amplitude.square(), amplitude[0].item(), amplitude[1].item())
+    coef = amplitude.square()
+    if not isinstance(gaussian, HermiteDual):  # to all digits, however small
+        zero = torch.zeros((), dtype=torch.float64)
+        coef[0], coef[1] = gaussian(zero), gaussian.derivative(zero)
+    return Dual(gaussian, coef, *(amplitude[:2].sign() * coef[:2].sqrt()).tolist())
 
 
 def optimal_dual(d: float) -> Dual:
@@ -417,7 +425,8 @@ class _VotingClassifier(ClassifierMixin, BaseEstimator):
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
         """The class with most votes, for rows of shape (n, features)."""
-        return self.classes_[self._votes(X).argmax(1)]
+        votes = self._votes(X)
+        return self.classes_[votes.argmax(1)]
 
     def _start(self, X: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Checked rows (on the sphere if so asked) and one-hot labels."""
@@ -647,35 +656,36 @@ class _LogMap:
     """δ = 1 − ξ ↦ sign and log|K_L|; at infinite depth log ψ instead.
 
     `tabulate` puts the map on a grid, once, and interpolates: the cost of a pair no longer depends
-    on depth. In log-odds the map is equally smooth everywhere, and the error of the cubic spline
-    is at most about 1e-7.
+    on depth, and the grid is computed by doubling layers. In log-odds the map is equally smooth
+    everywhere, and the error of log K about 1e-7.
     """
-
-    curve: Callable[[Tensor], Tensor]
-    negative: Callable[[Tensor], Tensor]
 
     def __init__(self, dual: Dual, depth: float, kernel: Kernel, tabulate: bool = False) -> None:
         _check_depth_kernel(dual, depth, kernel)
-        self.dual, self.depth, self.kernel = dual, depth, kernel
+        self.dual, self.depth, self.kernel, self.tabulate = dual, depth, kernel, tabulate
         self.diagonal = _log_diagonal(dual, depth, kernel)
         self.parity = dual._parity if depth else -1
-        self.curve, self.negative = self._curve, self._negative
-        if tabulate:
-            self.curve = _Spline(self._curve, math.log(_COINCIDENT), 37.0, 1 / 32)
-            self.negative = _Spline(self._negative, math.pi / 2, math.pi, 1 / 512)
+        self.curve = _Spline(_GRID, self._curve_on_grid()) if tabulate else self._curve
 
     def __call__(self, delta: Tensor) -> tuple[Tensor, Tensor]:
         opposite = delta > 1
         if not opposite.any():
-            log = self.curve(torch.logit(delta))
+            log = self.curve(torch.logit(delta).clamp_(max=_GRID[-1].item()))
             return torch.ones_like(log), log.masked_fill_(delta < _COINCIDENT, self.diagonal)
         mirrored = torch.where(opposite, 2 - delta if self.parity else 1.0, delta)
-        sign, log = _LogMap.__call__(self, mirrored)
+        sign, log = self(mirrored)
         if self.parity:
             return torch.where(opposite, self.parity, sign), log
         value = self.negative((1 - delta).clamp(-1, 0).acos())
         sign = torch.where(opposite, value.sign(), sign)
         return sign, torch.where(opposite, value.abs().log(), log)
+
+    @cached_property
+    def negative(self) -> Callable[[Tensor], Tensor]:
+        if not self.tabulate:
+            return self._negative
+        angles = torch.linspace(math.pi / 2, math.pi, 801, dtype=torch.float64)
+        return _Spline(angles, self._negative(angles))
 
     def _curve(self, t: Tensor) -> Tensor:
         """log K_L, or log ψ, from log-odds t = log((1 − ξ)/ξ), for ξ in [0, 1)."""
@@ -689,6 +699,17 @@ class _LogMap:
                 log_T = torch.logaddexp(log_K, log_T + self.dual._log_slope(t))
             t = deeper
         return log_K if self.kernel == "nngp" else log_T
+
+    def _curve_on_grid(self) -> Tensor:
+        if self.depth == math.inf:
+            return self._log_koenigs(_GRID)
+        log_xi = F.logsigmoid(-_GRID)
+        if not self.depth:
+            return log_xi
+        layers = _Layers.one(self.dual) ** int(self.depth)
+        if self.kernel == "nngp":
+            return F.logsigmoid(-layers.t)
+        return torch.logaddexp(layers.log_a, layers.log_b + log_xi)
 
     def _log_koenigs(self, t: Tensor) -> Tensor:
         t = t.masked_fill(t == -math.inf, math.inf)  # ξ = 1 never moves; it has `diagonal`
@@ -712,21 +733,46 @@ class _LogMap:
         return xi if self.kernel == "nngp" else T
 
 
-class _Spline:
-    """Cubic spline of a smooth function on a uniform grid, constant beyond its ends."""
+class _Layers(NamedTuple):
+    """Several layers as functions on the grid: log-odds t ↦ t′, and T ↦ a + bT for the NTK."""
 
-    def __init__(self, f: Callable[[Tensor], Tensor], low: float, high: float, step: float) -> None:
-        self.low, self.step = low, step
-        knots = low + step * torch.arange(math.ceil((high - low) / step) + 1, dtype=torch.float64)
-        values = f(knots)
+    t: Tensor
+    log_a: Tensor
+    log_b: Tensor
+
+    @classmethod
+    def one(cls, dual: Dual) -> Self:
+        t = dual._deepen(_GRID)
+        return cls(t, F.logsigmoid(-t), dual._log_slope(_GRID))
+
+    def __matmul__(self, before: _Layers) -> _Layers:
+        """`before`, then these."""
+        t, log_a, log_b = (_Spline(_GRID, values)(before.t) for values in self)
+        return _Layers(t, torch.logaddexp(log_a, log_b + before.log_a), log_b + before.log_b)
+
+    def __pow__(self, depth: int) -> _Layers:
+        if depth == 1:
+            return self
+        half = self ** (depth // 2)
+        return half @ half @ self if depth % 2 else half @ half
+
+
+class _Spline:
+    """Cubic spline on a uniform grid, continued linearly beyond its ends."""
+
+    def __init__(self, grid: Tensor, values: Tensor) -> None:
         if not values.isfinite().all():
             raise ValueError("depth: the kernel overflows even as a logarithm; use depth=np.inf")
-        spline = CubicSpline(np.arange(len(knots)), values.numpy())
-        self.coef = torch.from_numpy(spline.c)
+        self.start, self.step = (2 * grid[0] - grid[1]).item(), (grid[1] - grid[0]).item()
+        spline = CubicSpline(np.arange(len(grid)), values.numpy())
+        left, right = spline([0, len(grid) - 1], 1)
+        before = [[0], [0], [left], [values[0] - left]]  # a cell more at either end
+        after = [[0], [0], [right], [values[-1]]]
+        self.coef = torch.from_numpy(np.concatenate([before, spline.c, after], 1))
 
     def __call__(self, x: Tensor) -> Tensor:
-        position = ((x - self.low) / self.step).clamp_(0, self.coef.shape[1] * (1 - 1e-15))
-        index = position.long()
+        position = (x - self.start) / self.step
+        index = position.clamp(0, self.coef.shape[1] - 1).long()
         fraction = position.sub_(index)
         value = self.coef[0][index]
         for coef in self.coef[1:]:
@@ -787,12 +833,10 @@ def _closed_complement(gaussian: GaussianDual, delta: Tensor) -> Tensor | None:
         x, y = 2 / 3, 2 / 3 * (1 - delta)
         gap = x * x * delta * (2 - delta) / (x * (1 - y * y).sqrt() + y * math.sqrt(1 - x * x))
         return gap.asin() / math.asin(x)
-    if isinstance(gaussian, SineDual):  # sinh a − sinh b, or cosh a − cosh b, for b = a(1 − δ)
-        a = gaussian.squared_frequency
-        sum_, difference = a - a * delta / 2, a * delta / 2
-        if gaussian.cosine:
-            return 2 * sum_.sinh() * difference.sinh() / math.cosh(a)
-        return 2 * sum_.cosh() * difference.sinh() / math.sinh(a)
+    if isinstance(gaussian, SineDual):  # sinh a − sinh a(1 − δ) over sinh a, or cosh for sinh
+        a, sign = gaussian.squared_frequency, -1 if gaussian.cosine else 1
+        falling = 1 + sign * (a * (delta - 2)).exp()
+        return falling * -(-a * delta).expm1() / (1 - sign * math.exp(-2 * a))
     return None
 
 
