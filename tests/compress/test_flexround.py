@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.utils import parametrize
 
+from paperworks.common.autograd import straight_through
 from paperworks.compress import (
     AdaQuant,
     AdaRound,
@@ -110,21 +111,41 @@ def test_integers_on_the_bounds_pass_their_full_gradient(w, n):
     assert by_S == pytest.approx(-w)
 
 
-def test_gradient_equals_that_of_the_smooth_equation_times_the_range_mask():
-    w = randn(5, 4, dtype=torch.float64)
-    rounding = trained(FlexRound(w, 3), w)
-    upstream = randn(5, 4, seed=9, dtype=torch.float64)
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_gradient_equals_that_of_the_smooth_equation_times_the_range_mask(per_channel, symmetric):
+    w = randn(5, 4, 3, dtype=torch.float64).requires_grad_()
+    rounding = FlexRound(w, 3, per_channel=per_channel, symmetric=symmetric, scale="mse")
+    trained(rounding, w)
+    upstream = randn(5, 4, 3, seed=9, dtype=torch.float64)
     rounding.zero_grad()
+    w.grad = None
     (rounding(w) * upstream).sum().backward()
-    S = math.prod(rounding.factors().values())
-    x = w / (rounding.scale * S)
-    inside = (x.round() >= -4) & (x.round() <= 3)
+    s1, S = rounding.scale, math.prod(rounding.factors().values())
+    low, high = (bound - rounding.zero_point for bound in quant_range(3, symmetric))
+    x = w / (s1 * S)
+    inside = (x.round() >= low) & (x.round() <= high)
+    assert 0 < inside.sum() < inside.numel()
+    n = x.round().clamp(low, high)
     by_log_S = torch.where(inside, -w / S, 0.0) * upstream
-    n = x.round().clamp(-4, 3)
-    by_log_s1 = (rounding.scale * torch.where(inside, n - x, n) * upstream).sum()
+    by_log_s1 = s1 * torch.where(inside, n - x, n) * upstream
     torch.testing.assert_close(rounding.log_S2.grad, by_log_S)
-    torch.testing.assert_close(rounding.log_s3.grad, by_log_S.sum(1, keepdim=True))
-    torch.testing.assert_close(rounding.log_s1.grad, by_log_s1)
+    torch.testing.assert_close(rounding.log_s3.grad, by_log_S.sum((1, 2), keepdim=True))
+    torch.testing.assert_close(rounding.log_s4.grad, by_log_S.sum((0, 2), keepdim=True))
+    torch.testing.assert_close(rounding.log_s1.grad, by_log_s1.sum_to_size(s1.shape))
+    torch.testing.assert_close(w.grad, torch.where(inside, upstream / S, 0.0))
+
+
+def test_hand_written_gradient_equals_autograd_through_the_same_operations():
+    w = randn(6, 4)
+    rounding = trained(FlexRound(w, 3), w)
+    upstream = randn(6, 4, seed=9)
+    x = w / (rounding.scale * math.prod(rounding.factors().values()))
+    w_hat = rounding.scale * rounding.clip(straight_through(x, x.round()))
+    parameters = list(rounding.parameters())
+    expected = torch.autograd.grad((w_hat * upstream).sum(), parameters)
+    found = torch.autograd.grad((rounding(w) * upstream).sum(), parameters)
+    torch.testing.assert_close(found, expected)
 
 
 def test_check_5_zero_stays_zero_and_adaround_stays_in_its_two_cells():

@@ -217,7 +217,12 @@ class Dual:
         return self._gap(_checked("delta", delta, 0, 1))
 
     def log_deep_kernel(
-        self, delta: Tensor | float, depth: float, kernel: Kernel = "nngp"
+        self,
+        delta: Tensor | float,
+        depth: float,
+        kernel: Kernel = "nngp",
+        *,
+        tabulate: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Sign and logarithm of |K_L|, the kernel of L = `depth` layers at ξ = 1 − δ.
 
@@ -228,6 +233,8 @@ class Dual:
             delta: δ = ‖x − x′‖²/2 = 1 − x·x′ in [0, 2], computed from differences; any shape.
             depth: number of layers, at least 0; `math.inf` gives the Koenigs function instead.
             kernel: "nngp" or "ntk".
+            tabulate: interpolate in a table: for many values, since the cost of each no longer
+                grows with depth; the error of log|K_L| is about 1e-7.
 
         Returns:
             Sign and log|K_L| (−∞ where K_L = 0), float64, of the shape of `delta`.
@@ -238,16 +245,23 @@ class Dual:
         """
         if depth == math.inf:
             self._require_singular()
-        return _LogMap(self, depth, kernel)(_checked("delta", delta, 0, 2))
+        return _LogMap(self, depth, kernel, tabulate)(_checked("delta", delta, 0, 2))
 
-    def deep_kernel(self, delta: Tensor | float, depth: int, kernel: Kernel = "nngp") -> Tensor:
+    def deep_kernel(
+        self,
+        delta: Tensor | float,
+        depth: int,
+        kernel: Kernel = "nngp",
+        *,
+        tabulate: bool = False,
+    ) -> Tensor:
         """The kernel K_L of `depth` layers at 1 − ξ = delta; see `log_deep_kernel`.
 
         >>> relu = dual_activation("relu")
         >>> [round(relu.deep_kernel(0.7, L, "ntk").item() / (L + 1), 5) for L in (10, 100, 1000)]
         [0.34298, 0.27482, 0.25352]
         """
-        sign, log = self.log_deep_kernel(delta, depth, kernel)
+        sign, log = self.log_deep_kernel(delta, depth, kernel, tabulate=tabulate)
         return sign * log.exp()
 
     def koenigs(self, xi: Tensor | float) -> Tensor:
@@ -330,7 +344,8 @@ def dual_activation(activation: Activation, degree: int = 60) -> Dual:
     if not isinstance(gaussian, HermiteDual):  # to all digits, however small
         zero = torch.zeros((), dtype=torch.float64)
         coef[0], coef[1] = gaussian(zero), gaussian.derivative(zero)
-    return Dual(gaussian, coef, *(amplitude[:2].sign() * coef[:2].sqrt()).tolist())
+    A, A_prime = coef[:2].sqrt().copysign(amplitude[:2]).tolist()
+    return Dual(gaussian, coef, A, A_prime)
 
 
 def optimal_dual(d: float) -> Dual:

@@ -124,7 +124,8 @@ def reconstruct_(
             setting of the paper's language models.
         bits: 2 to 8.
         iters: steps for each block: 20000 in the paper for pictures, 5000 for language models.
-        lr: Adam's rate. For FlexRound 3e-3 is a good start, for AdaRound 1e-3 to 1e-2.
+        lr: Adam's rate. For FlexRound 3e-3, or ten times that with a few hundred steps; AdaRound
+            needs larger ones, see there.
         batch_size: samples in a step. The samples are shuffled once; batches are then drawn from
             that partition without replacement.
         quantize_first_last: give the model's first and last layer `bits` too. By default they get
@@ -215,7 +216,7 @@ class _Task:
         if not learned:
             return
         self._mode(True)
-        optimizer = torch.optim.Adam(learned, lr=lr)
+        optimizer = torch.optim.Adam(learned, lr=lr, fused=True)  # one pass over each tensor
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iters)
         for step, i in zip(range(iters), _draws(len(self.calls), generator)):
             optimizer.zero_grad(set_to_none=True)
