@@ -649,6 +649,40 @@ def test_integers_survive_a_file(network, pictures, tmp_path):
         float_state_dict(stored)
 
 
+def test_the_penalty_of_adaround_takes_part_in_training(network, pictures):
+    class Undecided(AdaRound):
+        def penalty(self, progress):
+            return 0.0
+
+    def share_in_between(rounding):
+        shares = []
+
+        def look(name, roundings):
+            for key, trained in roundings.items():
+                w = network.get_parameter(key)
+                gap = (trained.train()(w) - trained.eval()(w)).abs() / trained.scale
+                shares.append((gap > 0.1).float().mean().item())
+
+        options = {"bits": 3, "iters": 60, "lr": 0.3, "after_block": look}
+        reconstruct_(copy.deepcopy(network), ["blocks.0"], pictures, rounding=rounding, **options)
+        return sum(shares)
+
+    assert share_in_between(AdaRound) < 0.6 * share_in_between(Undecided)
+
+
+def test_the_rate_falls_to_zero_along_half_a_cosine(network, pictures, monkeypatch):
+    rates = []
+    step = torch.optim.Adam.step
+
+    def watched(self, *args):
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *args)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", watched)
+    reconstruct_(network, ["head"], pictures, bits=4, iters=20, lr=0.1)
+    assert rates == pytest.approx([0.05 * (1 + math.cos(math.pi * k / 20)) for k in range(20)])
+
+
 # --- folding --------------------------------------------------------------------------------------
 
 
@@ -682,6 +716,22 @@ def test_folding_keeps_the_output_and_removes_the_norms():
     assert model.training
     torch.testing.assert_close(output(folded, x), output(model, x), rtol=1e-4, atol=1e-5)
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_folding_is_not_misled_by_tensors_that_are_gone():
+    class Temporaries(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv1d(4, 4, 1), nn.BatchNorm1d(4)
+
+        def forward(self, x):
+            for _ in range(20):  # one of these, read twice, leaves its id to what conv returns
+                x = (x + 1) - 1
+                x = x * x.sigmoid()
+            return self.norm(self.conv(x))
+
+    folded = fold_batchnorm(module(Temporaries), randn(5, 4, 4))
+    assert isinstance(folded.norm, nn.Identity)
 
 
 def test_norms_that_cannot_be_folded_stay():
