@@ -13,6 +13,12 @@ PAPER_SECONDS = 12
 HOUSE_SECONDS = 240
 
 
+def pytest_configure():
+    """Tests run beside each other, one thread each: more of them only wait for one another."""
+    for library in ("OMP", "OPENBLAS", "MKL"):
+        os.environ.setdefault(f"{library}_NUM_THREADS", "1")
+
+
 @pytest.fixture(autouse=True)
 def own_store(tmp_path_factory, monkeypatch):
     """No test reads or writes the user's own results; fixtures are shared within a session."""

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections import defaultdict
 
 import pytest
+from loky import ProcessPoolExecutor
 
 import paperworks
 from paperworks.study.catalogue import catalogue
@@ -16,12 +14,20 @@ from paperworks.study.worker import load_study
 
 SLUGS = sorted(catalogue().papers)
 
-AGAIN = """
-import json, sys, paperworks
-results = paperworks.run(sys.argv[1], scale="smoke", jobs=0, store=sys.argv[2])
-assert not results.failures, results.failures[0].error
-print(json.dumps(results.to_json()["trials"]))
-"""
+
+def trials_of(slug, store):
+    """What a smoke run of the study measures, in this process."""
+    results = paperworks.run(slug, scale="smoke", jobs=0, store=str(store))
+    assert not results.failures, results.failures[0].error
+    return results.to_json()["trials"]
+
+
+@pytest.fixture(scope="module")
+def another_process():
+    """A process with another hash seed; starting it takes longer than most studies."""
+    env = {"PYTHONHASHSEED": "77", "OMP_NUM_THREADS": "1"}
+    with ProcessPoolExecutor(1, env=env, timeout=None) as pool:
+        yield pool
 
 
 @pytest.fixture(scope="module")
@@ -49,17 +55,10 @@ def test_runs_at_smoke_scale(slug, smoke):
 
 
 @pytest.mark.parametrize("slug", SLUGS)
-def test_same_metrics_in_another_process(slug, smoke, tmp_path):
+def test_same_metrics_in_another_process(slug, smoke, another_process, tmp_path):
     """Another process, another hash seed, warm caches: the same bits, timings apart."""
     first = smoke(slug).to_json()["trials"]
-    output = subprocess.run(
-        [sys.executable, "-c", AGAIN, slug, str(tmp_path / "store.sqlite")],
-        env={**os.environ, "PYTHONHASHSEED": "77", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    second = json.loads(output.splitlines()[-1])
+    second = another_process.submit(trials_of, slug, tmp_path / "store.sqlite").result()
     assert len(first) == len(second)
     for a, b in zip(first, second, strict=True):
         assert a["setting"] == b["setting"]

@@ -561,6 +561,8 @@ study = Study(
                 higher(far.min("flexround", bits=[2, 3]), 0),
                 equals(never_far.max("adaround", bits=[2, 3]), 0, tolerance=1e-9),
             ),
+            note="The gradient of a factor is proportional to its weight, but Adam divides each "
+            "gradient by its own size: the larger gradient is then no larger step.",
         ),
         Claim(
             "C6",
