@@ -72,15 +72,16 @@ class Plan:
         _check_added(study, request.added)
         _check_overrides(study, request)
         self.grids = {e.name: _overridden(e, request) for e in study}
-        self.cells = self._needed()
+        self.downloads = sorted(
+            {str(v) for g in self.grids.values() for c in g for v in c.values() if _is_remote(v)}
+        )
+        named = [claim.form.cells(self.grids) for claim in self.claims]  # ambiguous ones are told
+        self.cells = self._needed(set().union(*named)) if request.claims else self.grids
         self._added_digests = {name: _source_digest(m) for name, m in request.added.items()}
         self._data_digests: dict[str, str] = {}
 
-    def _needed(self) -> dict[str, Grid]:
-        """All cells, or those that the claims asked for talk about."""
-        if not self.request.claims:
-            return self.grids
-        named = set().union(*(claim.form.cells(self.grids) for claim in self.claims))
+    def _needed(self, named: set[tuple[str, str]]) -> dict[str, Grid]:
+        """The cells that the claims asked for talk about."""
         return {
             name: Grid(cell for cell in cells if (name, cell.canonical()) in named)
             for name, cells in self.grids.items()
@@ -199,6 +200,10 @@ class Plan:
         if name not in self._data_digests:
             self._data_digests[name] = self.study.data.digest(name)
         return self._data_digests[name]
+
+
+def _is_remote(value: Value) -> bool:
+    return isinstance(value, str) and value.startswith("hub:")
 
 
 def _stand_in(tune: Tune | None, cell: Setting, cells: Grid) -> Setting:
