@@ -4,10 +4,11 @@ BIN = .venv/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 WORKERS ?= 2
 
-.PHONY: demo test test-all lint verify clean
+.PHONY: demo test test-all lint bench verify clean
 
 demo: .venv/demo  ## three papers' claims at desk scale, in minutes
 	$(BIN)/paperworks run flexround relreps optimal --claims demo
+	$(BIN)/paperworks report
 
 test: .venv/test lint  ## the tests; what needs something that is not there is skipped by name
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
@@ -20,6 +21,10 @@ lint: .venv/test
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench: .venv/demo .venv-peers/ready  ## the engine's figures, and the parts beside their peers
+	$(BIN)/python benchmarks/engine.py
+	.venv-peers/bin/python benchmarks/parts.py
 
 verify: .venv/demo  ## every study at desk scale, against the shipped evidence
 	$(BIN)/paperworks verify
@@ -34,8 +39,14 @@ verify: .venv/demo  ## every study at desk scale, against the shipped evidence
 	touch $@
 
 .venv/test: .venv/demo
-	$(PIP) -e '.[language,graphs,hub,test]'
+	$(PIP) -e '.[language,graphs,hub,cluster,postgres,test]'
+	touch $@
+
+.venv-peers/ready: benchmarks/peers.txt pyproject.toml
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet torch==2.13.0
+	.venv-peers/bin/python -m pip install --quiet -r benchmarks/peers.txt -c constraints.txt -e .
 	touch $@
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .import_linter_cache figures
+	rm -rf .venv .venv-peers .mypy_cache .ruff_cache .import_linter_cache figures report

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from paperworks.study import evidence_files as shipped
-from paperworks.study.catalogue import FIELDS, Paper, catalogue
+from paperworks.study.catalogue import FIELDS, OURS, Paper, catalogue
 from paperworks.study.errors import UserError, unknown
 from paperworks.study.store import location, read_verdicts
 
@@ -82,10 +82,11 @@ def list_(field: str | None, words: str, store: str | None, as_json: bool) -> No
 
 
 def _row(paper: Paper, mine: list[dict[str, Any]]) -> dict[str, Any]:
-    evidence = shipped.read(paper.slug)
+    evidence = shipped.read(paper.slug, paper.evidence)
     desk = [v for v in mine if v["scale"] == "desk" and not v["overrides"]]
     return {
         "slug": paper.slug,
+        "kind": paper.kind,
         "field": paper.field,
         "title": paper.title,
         "year": paper.year,
@@ -104,15 +105,18 @@ def show(slug: str, as_json: bool) -> None:
     from paperworks.study.fingerprint import fingerprints
 
     paper = catalogue().get(slug)
-    evidence = shipped.read(slug)
-    old = shipped.stale(evidence, fingerprints(paper.study)) if evidence else []
+    evidence = shipped.read(slug, paper.evidence)
+    old = shipped.stale(evidence, fingerprints(paper.study).values()) if evidence else []
     if as_json:
         entry = {**vars(paper), "evidence": evidence, "stale": bool(old)}
-        click.echo(json.dumps(entry, indent=1))
+        click.echo(json.dumps(entry, indent=1, default=str))
         return
-    click.echo(f"{paper.title}\n{', '.join(paper.authors)}; {paper.venue}; arXiv:{paper.arxiv}\n")
-    click.echo(f"{paper.summary}\n")
-    click.echo(f"from paperworks.{paper.field} import {', '.join(paper.parts)}\n")
+    click.echo(paper.title)
+    if paper.kind == "paper":
+        click.echo(f"{', '.join(paper.authors)}; {paper.venue}; arXiv:{paper.arxiv}")
+    click.echo(f"\n{paper.summary}\n")
+    if paper.parts:
+        click.echo(f"from {paper.package} import {', '.join(paper.parts)}\n")
     if evidence is None:
         click.echo(f"No evidence is published yet: paperworks run {slug}")
         return
@@ -128,6 +132,7 @@ def show(slug: str, as_json: bool) -> None:
 def _options(command: Any) -> Any:
     for option in (
         click.option("--jobs", type=int, help="Worker processes (default: one a core)."),
+        click.option("--on", metavar="dask:tcp://HOST:PORT", help="Run on a Dask cluster."),
         click.option("--store", help="Where results are kept (default: $PAPERWORKS_STORE)."),
         click.option("--json", "as_json", is_flag=True, help="Print JSON."),
     ):
@@ -135,19 +140,41 @@ def _options(command: Any) -> Any:
     return command
 
 
+def _run_options(command: Any) -> Any:
+    command = _options(command)
+    for option in reversed(
+        [
+            click.option("--scale", default="desk", show_default=True, help="smoke, desk or full."),
+            click.option(
+                "--claims", default="", help="Only these, as C1,C2; `demo`: the quick subset."
+            ),
+            click.option("--seeds", help="How many, or a range as 0:10."),
+            click.option("--dev", is_flag=True, help="Development seeds 0-9."),
+            click.option(
+                "--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, mps."
+            ),
+            click.option(
+                "--set", "changes", multiple=True, metavar="K=V", help="A setting of your own."
+            ),
+            click.option(
+                "--add", "added", multiple=True, metavar="NAME=MODULE:FACTORY", help="Your rival."
+            ),
+            click.option(
+                "--retune", is_flag=True, help="Tune again; ignore the published choices."
+            ),
+            click.option("--dry-run", is_flag=True, help="Say what would run."),
+            click.option(
+                "--figures", default="figures", show_default=True, help="Where figures go."
+            ),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
 @cli.command()
 @click.argument("slugs", nargs=-1, required=True, metavar="SLUG...")
-@click.option("--scale", default="desk", show_default=True, help="smoke, desk or full.")
-@click.option("--claims", default="", help="Only these, as C1,C2; `demo`: the quick subset.")
-@click.option("--seeds", help="How many, or a range as 0:10.")
-@click.option("--dev", is_flag=True, help="Development seeds 0-9.")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, mps.")
-@click.option("--set", "changes", multiple=True, metavar="K=V", help="A setting of your own.")
-@click.option("--add", "added", multiple=True, metavar="NAME=MODULE:FACTORY", help="Your rival.")
-@click.option("--retune", is_flag=True, help="Tune again; ignore the published choices.")
-@click.option("--dry-run", is_flag=True, help="Say what would run.")
-@click.option("--figures", default="figures", show_default=True, help="Where figures go.")
-@_options
+@_run_options
 def run(
     slugs: tuple[str, ...],
     scale: str,
@@ -161,6 +188,7 @@ def run(
     dry_run: bool,
     figures: str,
     jobs: int | None,
+    on: str | None,
     store: str | None,
     as_json: bool,
 ) -> None:
@@ -176,13 +204,13 @@ def run(
     asked = _seeds(seeds)
     done = []
     failed = False
-    with _interruptible(), api.running(jobs) as backend, api.Store(store) as results_store:
+    with _interruptible(), api.running(jobs, on) as backend, api.Store(store) as results_store:
         plans = []
         for paper in papers:
             study = api.study_of(paper)
             ids = study.demo if claims == "demo" else [c for c in claims.split(",") if c]
             request = api.Request(
-                seeds=api.chosen_seeds(paper.slug, scale, asked, dev),
+                seeds=api.chosen_seeds(paper, scale, asked, dev),
                 scale=scale,
                 claims=tuple(ids),
                 overrides=overrides,
@@ -192,8 +220,8 @@ def run(
                 paths=tuple(sys.path[:1]) if added else (),
             )
             plans.append(api.Plan(paper.slug, paper.study, study, request))
-        for plan in plans:
-            choices = api.published_choices(plan, shipped.read(plan.slug))
+        for paper, plan in zip(papers, plans):
+            choices = api.published_choices(plan, shipped.read(plan.slug, paper.evidence))
             if dry_run:
                 left, stored, seconds = engine.remaining(plan, results_store, choices)
                 estimate = f", about {left * seconds / backend.jobs:.0f} s" if seconds else ""
@@ -213,11 +241,26 @@ def run(
 
 
 @cli.command()
+@click.argument("field")
+@_run_options
+@click.pass_context
+def faceoff(ctx: click.Context, field: str, **options: Any) -> None:
+    """A field's methods on one task: which of these for my data?"""
+    slugs = [entry.slug for entry in catalogue().faceoffs(field)]
+    ctx.invoke(run, slugs=slugs, **options)
+
+
+@cli.command()
 @click.argument("slugs", nargs=-1, metavar="[SLUG...]")
 @click.option("--field", help="Only this field.")
 @_options
 def verify(
-    slugs: tuple[str, ...], field: str | None, jobs: int | None, store: str | None, as_json: bool
+    slugs: tuple[str, ...],
+    field: str | None,
+    jobs: int | None,
+    on: str | None,
+    store: str | None,
+    as_json: bool,
 ) -> None:
     """Run at desk scale and compare with the shipped evidence."""
     from paperworks.study import api, evidence
@@ -225,8 +268,9 @@ def verify(
     found: dict[str, list[str]] = {}
     for paper in _published(slugs, field):
         with _interruptible(), _watching(as_json) as watcher:
-            results = api.run(paper.slug, jobs=jobs, store=store, watcher=watcher)
-        found[paper.slug] = evidence.verify(results, shipped.read(paper.slug) or {})
+            results = api.run(paper.slug, jobs=jobs, on=on, store=store, watcher=watcher)
+        published = shipped.read(paper.slug, paper.evidence) or {}
+        found[paper.slug] = evidence.verify(results, published)
     if as_json:
         click.echo(json.dumps(found, indent=1))
     else:
@@ -239,39 +283,59 @@ def verify(
 
 
 @cli.command()
+@click.option("--out", default="report", show_default=True, help="The folder for the pages.")
+@click.option("--store", help="Where your own results are kept.")
+def report(out: str, store: str | None) -> None:
+    """Write the pages: an index and a page a paper, for your browser."""
+    mine, problem = read_verdicts(location(store))
+
+    from paperworks.site.report import write
+
+    index = write(catalogue().papers.values(), Path(out), mine)
+    click.echo(f"open {index.resolve()}")
+    for line in filter(None, [*catalogue().problems, problem]):
+        click.echo(f"paperworks: {line}", err=True)
+
+
+@cli.command()
 @click.argument("slugs", nargs=-1, required=True, metavar="SLUG...")
 @_options
-def publish(slugs: tuple[str, ...], jobs: int | None, store: str | None, as_json: bool) -> None:
+def publish(
+    slugs: tuple[str, ...], jobs: int | None, on: str | None, store: str | None, as_json: bool
+) -> None:
     """Run on the published seeds and write the evidence (for contributors)."""
     from paperworks.study import api, evidence
 
     for slug in slugs:
-        catalogue().get(slug)
-        old = shipped.read(slug)
+        folder = catalogue().get(slug).evidence
+        old = shipped.read(slug, folder)
         with _interruptible(), _watching(as_json) as watcher:
             again = functools.partial(
-                api.run, slug, jobs=jobs, store=store, watcher=watcher, retune=True
+                api.run, slug, jobs=jobs, on=on, store=store, watcher=watcher, retune=True
             )
             development = again(dev=True)
             seeds, blocks = evidence.next_seeds(development, old)
             results = again(seeds=seeds)
-        path = shipped.write(evidence.of(results, blocks))
-        click.echo(f"{slug}: seeds {seeds[0]}-{seeds[-1]}, evidence in {path.name}")
+        path = shipped.write(evidence.of(results, blocks), folder)
+        click.echo(f"{slug}: seeds {seeds[0]}-{seeds[-1]}, evidence in {path}")
     _write_results()
 
 
 @cli.command()
 @click.argument("slugs", nargs=-1, metavar="[SLUG...]")
 @_options
-def recheck(slugs: tuple[str, ...], jobs: int | None, store: str | None, as_json: bool) -> None:
+def recheck(
+    slugs: tuple[str, ...], jobs: int | None, on: str | None, store: str | None, as_json: bool
+) -> None:
     """Run one seed of each stale study; restamp what gives equal metrics, list the rest."""
     from paperworks.study import api, engine, evidence
 
     states = {}
-    for paper in _published(slugs, None):
-        old = shipped.read(paper.slug) or {}
+    ours = [paper.slug for paper in catalogue().papers.values() if paper.distribution == OURS]
+    for paper in _published(slugs or ours, None):
+        old = shipped.read(paper.slug, paper.evidence) or {}
         plan = api.plan_of(paper.slug, api.Request(seeds=(old["seeds"][0],)))
-        if not shipped.stale(old, plan.fingerprints):
+        if not shipped.stale(old, plan.fingerprints.values()):
             states[paper.slug] = "fresh"
         elif plan.stamp != old["stamp"]:
             states[paper.slug] = "stale, and published in another environment: publish it again"
@@ -280,14 +344,14 @@ def recheck(slugs: tuple[str, ...], jobs: int | None, store: str | None, as_json
             with (
                 _interruptible(),
                 _watching(as_json) as watcher,
-                api.running(jobs) as backend,
+                api.running(jobs, on) as backend,
                 api.Store(store) as results_store,
             ):
                 results = engine.run(plan, results_store, backend, watcher, choices=known)
             if results.failures or evidence.differing(results, old):
                 states[paper.slug] = "stale, and its metrics differ: publish it again"
             else:
-                shipped.write(evidence.restamped(old, plan))
+                shipped.write(evidence.restamped(old, plan), paper.evidence)
                 states[paper.slug] = "restamped: equal metrics"
     if as_json:
         click.echo(json.dumps(states, indent=1))
@@ -296,18 +360,32 @@ def recheck(slugs: tuple[str, ...], jobs: int | None, store: str | None, as_json
             click.echo(f"{slug}: {state}")
 
 
+@cli.command()
+@click.argument("slug")
+@click.option("--field", required=True, help="Where it belongs.")
+@click.option("--title", default="", help="The paper's title.")
+def new(slug: str, field: str, title: str) -> None:
+    """The skeleton of a new paper: entry, part, study, test (for contributors)."""
+    from paperworks.skeleton import write_skeleton
+
+    for path in write_skeleton(slug, field, title):
+        click.echo(path)
+    click.echo(f"All of it works as it is: paperworks run {slug} --dev. Now fill in each TODO.")
+
+
 def _published(slugs: Iterable[str], field: str | None) -> list[Paper]:
     if field is not None and field not in FIELDS:
         raise unknown("field", field, FIELDS)
     papers = [catalogue().get(slug) for slug in slugs] or catalogue().search("", field)
-    return [paper for paper in papers if shipped.read(paper.slug)]
+    return [paper for paper in papers if shipped.read(paper.slug, paper.evidence)]
 
 
 def _write_results() -> None:
     """RESULTS.md follows the evidence, in a checkout of the source."""
     path = Path(__file__).parents[2] / "RESULTS.md"
-    if path.exists():
-        path.write_text(shipped.results_markdown(catalogue().papers))
+    results = shipped.results_markdown(catalogue().papers)
+    if path.exists() and path.read_text() != results:
+        path.write_text(results)
 
 
 def _split(option: str, entry: str) -> tuple[str, str]:

@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 
-from paperworks.study.catalogue import FIELDS, Catalogue, Paper, catalogue, read_catalogue
+from paperworks.study.catalogue import FIELDS, Catalogue, Paper, Source, catalogue, read_catalogue
 from paperworks.study.errors import UserError
 
 
@@ -29,17 +29,23 @@ def entry(**changes):
     return "\n".join(["[[paper]]", *lines, ""])
 
 
+def faceoff(**changes):
+    """A face-off as TOML: an entry without what only papers have."""
+    paper = dict.fromkeys(["authors", "year", "venue", "arxiv", "parts"])
+    return entry(**{"slug": '"duel"', **paper, **changes}).replace("[[paper]]", "[[faceoff]]")
+
+
 @pytest.fixture
 def read(tmp_path):
-    def read(*entries):
+    def read(*entries, **source):
         path = tmp_path / "papers.toml"
         path.write_text("\n".join(entries))
-        return read_catalogue([path])
+        return read_catalogue([Source(path, **source)])
 
     return read
 
 
-def test_entry_becomes_a_paper(read):
+def test_entry_becomes_a_paper(read, tmp_path):
     found = read(entry(extras='["language"]', official='"https://example.org"'))
     assert found == Catalogue(
         {
@@ -53,9 +59,11 @@ def test_entry_becomes_a_paper(read):
                 field="wide",
                 summary="Says something.",
                 parts=("Part", "function"),
+                package="paperworks.wide",
                 extras=("language",),
                 study="paperworks.study.contract",
                 official="https://example.org",
+                evidence=tmp_path / "evidence",
             )
         },
         [],
@@ -66,6 +74,54 @@ def test_study_is_named_by_the_slug(read):
     assert read(entry(slug='"relreps"', study=None)).papers["relreps"].study == (
         "paperworks.studies.relreps"
     )
+
+
+def test_faceoff_is_an_entry_without_a_paper(read, tmp_path):
+    found = read(faceoff(extras='["language"]'))
+    assert found == Catalogue(
+        {
+            "duel": Paper(
+                slug="duel",
+                title="The first",
+                field="wide",
+                summary="Says something.",
+                kind="faceoff",
+                study="paperworks.study.contract",
+                extras=("language",),
+                evidence=tmp_path / "evidence",
+            )
+        },
+        [],
+    )
+    assert found.search("something") == found.faceoffs("wide") == [found.get("duel")]
+
+
+@pytest.mark.parametrize("key", ["authors", "year", "venue", "arxiv", "parts", "package"])
+def test_faceoff_has_nothing_of_a_paper(read, key):
+    (line,) = read(faceoff(**{key: '"x"'})).problems
+    assert line.startswith(f"papers.toml, faceoff 'duel': unknown key '{key}'")
+
+
+def test_faceoffs_of_a_field_that_has_none(read):
+    found = read(entry(field='"compress"'), faceoff())
+    with pytest.raises(UserError, match=r"^compress has no face-off yet: choose from wide$"):
+        found.faceoffs("compress")
+    with pytest.raises(UserError, match="unknown field 'wid': did you mean wide"):
+        found.faceoffs("wid")
+
+
+def test_another_package_names_its_modules(read):
+    """Ours have places of their own in the package; nobody can guess those of others."""
+    named = {"package": '"paperworks.study"'}
+    assert read(entry(**named), distribution="tiny").papers["first"].distribution == "tiny"
+    assert read(entry(**named), distribution="tiny").papers["first"].package == "paperworks.study"
+    assert read(faceoff(), distribution="tiny").problems == []
+    (line,) = read(entry(), distribution="tiny").problems
+    assert line == "tiny, papers.toml, paper 'first': package is missing"
+    (line,) = read(entry(**named, study=None), distribution="tiny").problems
+    assert line == "tiny, papers.toml, paper 'first': study is missing"
+    (line,) = read(entry(package='"tiny.parts"'), distribution="tiny").problems
+    assert line == "tiny, papers.toml, paper 'first': there is no module tiny.parts"
 
 
 @pytest.mark.parametrize(
@@ -107,22 +163,25 @@ def test_duplicate_slug_is_named_and_the_first_stays(read):
 
 
 def test_source_that_cannot_be_read_leaves_the_others(tmp_path):
-    good, bad, binary = (tmp_path / name for name in ("good.toml", "bad.toml", "binary.toml"))
+    good, broken, binary = (tmp_path / name for name in ("good.toml", "bad.toml", "binary.toml"))
     good.write_text(entry())
-    bad.write_text("[[paper]\n")
+    broken.write_text("[[paper]\n")
     binary.write_bytes(b"\xff\xfe")
     (tmp_path / "table.toml").write_text("[paper]\nslug = 'one'")
     (tmp_path / "number.toml").write_text("paper = [1]")
-    names = ["bad.toml", "missing.toml", "binary.toml", "table.toml", "number.toml", "good.toml"]
-    found = read_catalogue([tmp_path / name for name in names])
+    (tmp_path / "other.toml").write_text("[[papers]]\nslug = 'one'")
+    bad = ["bad.toml", "missing.toml", "binary.toml", "table.toml", "number.toml", "other.toml"]
+    found = read_catalogue([Source(tmp_path / name) for name in [*bad, "good.toml"]])
     assert list(found.papers) == ["first"]
-    assert [line.split(":")[0] for line in found.problems] == names[:-1]
+    assert [line.split(":")[0] for line in found.problems] == bad
+    assert found.problems[-1].endswith("unknown table 'papers': did you mean paper?")
 
 
-def test_papers_come_field_by_field(read):
+def test_papers_come_field_by_field_and_faceoffs_after_them(read):
     fields = ["vision", "wide", "compress", "wide"]
-    found = read(*(entry(slug=f'"p{i}"', field=f'"{f}"') for i, f in enumerate(fields)))
-    assert list(found.papers) == ["p2", "p1", "p3", "p0"]
+    papers = (entry(slug=f'"p{i}"', field=f'"{f}"') for i, f in enumerate(fields))
+    found = read(faceoff(), *papers)
+    assert list(found.papers) == ["p2", "p1", "p3", "duel", "p0"]
 
 
 def test_get_names_the_nearest(read):

@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -148,6 +149,55 @@ def test_labels_title_and_legend():
     assert legend.get_title().get_text() == "How low?"
     assert label("fit_seconds") == "Fit (s)"
     assert label("seconds") == "Seconds"
+    assert lines(x="n", y="y").draw(DIGITS.assign(n=1, y=1.0)).axes[0].get_xlabel() == "n"
+
+
+def test_the_numbers_are_those_that_are_drawn():
+    figure = lines(x="bits", y="logit_error", logy=True, where={"data": "digits"})
+    numbers = figure.numbers(FRAME)
+    assert list(numbers) == METHODS
+    for container in figure.draw(FRAME).axes[0].containers:
+        points = numbers[container.get_label()]
+        for drawn_ones, column in zip(ends(container), ("mean", "low", "high")):
+            assert drawn_ones == pytest.approx(points[column].to_numpy())
+    assert figure.note(FRAME) == "geometric mean and 95 % interval over 5 seeds"
+    assert lines(x="bits", y="logit_error", where={"bits": 3}).numbers(FRAME) == {}
+    assert list(lines(x="width", y="slope", by=None).numbers(FRAME)) == [""]
+
+
+def test_a_bar_that_is_undefined_says_so():
+    frame = DIGITS[(DIGITS["method"] != "rtn") | (DIGITS["bits"] != 2)]
+    axes = bars(x="bits", y="logit_error").draw(frame).axes[0]
+    assert [text.get_text() for text in axes.texts] == ["n/a"]
+    assert axes.texts[0].get_position()[0] == pytest.approx(-0.8 / 3)
+
+
+def test_labels_of_ticks_do_not_run_into_each_other():
+    depths = [3, 10, 30, 50, 100, 200, 5000, 50_000, 1_000_000]
+    frame = pd.DataFrame(
+        [{"depth": d, "seed": s, "y": d / (s + 1)} for d in depths for s in (0, 1)]
+    )
+    canvas = lines(x="depth", y="y", by=None, logx=True).draw(frame)
+    canvas.draw_without_rendering()
+    ticks = canvas.axes[0].get_xticklabels()
+    said = [tick.get_text() for tick in ticks]
+    assert said == ["3", "10", "30", "", "100", "", "5000", "50k", "1M"]
+    boxes = [tick.get_window_extent() for tick in ticks if tick.get_text()]
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+
+
+@pytest.mark.parametrize(
+    "names", [["a", "b"], [f"method {i}" for i in range(9)], ["long " * 8] * 1]
+)
+def test_everything_that_is_written_is_on_the_canvas(names):
+    frame = pd.concat([DIGITS.assign(method=name) for name in names])
+    canvas = bars(x="bits", y="logit_error", title="What?").draw(frame)
+    canvas.draw_without_rendering()
+    box = canvas.legends[0].get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= 700
+    assert box.y1 <= canvas.bbox.y1
+    assert canvas.axes[0].get_window_extent().height > 200
 
 
 def test_png_is_readable_at_700_pixels():

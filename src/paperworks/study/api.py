@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -43,6 +44,7 @@ def run(
     seeds: int | Sequence[int] | None = None,
     dev: bool = False,
     jobs: int | None = None,
+    on: str | None = None,
     device: str = "cpu",
     set: Mapping[str, Value | Sequence[Value]] | None = None,
     add: Mapping[str, str | Callable[..., Any]] | None = None,
@@ -50,18 +52,19 @@ def run(
     store: str | None = None,
     watcher: Watcher | None = None,
 ) -> Results:
-    """Run a paper's study and give its results.
+    """Run the study of a paper, or a face-off, and give its results.
 
     What the store holds is not computed again. Verdicts come from `results.claims()`, the trials as
     a table from `results.frame()`, the figures from `results.figures()`.
 
     Args:
-        slug: the paper, as `paperworks list` names it.
+        slug: the paper or face-off, as `paperworks list` names it.
         scale: `smoke` (seconds), `desk` (minutes) or `full` (the paper's own).
         claims: ids of the claims to decide; only their cells are run. Empty: all.
         seeds: how many of the published seeds, or the seeds themselves.
         dev: development seeds (0, 1, ...) in place of the published ones.
         jobs: worker processes; None: one a core; 0: in this process, for a debugger.
+        on: where the workers are in place of here: `dask:tcp://host:port`, a Dask scheduler.
         device: where trials compute: `cpu`, `cuda`, `mps`.
         set: setting keys and the value, or list of values, to use in place of the study's.
         add: your rivals, name -> `module:factory` or the callable.
@@ -71,8 +74,9 @@ def run(
     Raises:
         UserError: anything wrong with the request, in one line.
     """
+    paper = catalogue().get(slug)
     request = Request(
-        seeds=chosen_seeds(slug, scale, seeds, dev),
+        seeds=chosen_seeds(paper, scale, seeds, dev),
         scale=scale,
         claims=tuple(claims),
         overrides={k: v if isinstance(v, list) else [v] for k, v in (set or {}).items()},  # type: ignore[list-item]
@@ -82,8 +86,8 @@ def run(
         paths=tuple(path or os.getcwd() for path in sys.path) if add else (),
     )
     plan = plan_of(slug, request)
-    with Store(store) as results_store, running(jobs) as backend:
-        choices = published_choices(plan, shipped.read(slug))
+    with Store(store) as results_store, running(jobs, on) as backend:
+        choices = published_choices(plan, shipped.read(slug, paper.evidence))
         results = run_plan(plan, results_store, backend, watcher or Silent(), choices=choices)
         remember(results, results_store)
     return results
@@ -112,17 +116,18 @@ def study_of(paper: Paper) -> Study:
     try:
         importlib.import_module(paper.study)
     except ImportError as error:
-        if (error.name or "").startswith("paperworks"):
+        missing = (error.name or "").partition(".")[0]
+        if missing in ("", "paperworks", paper.study.partition(".")[0]):
             raise UserError(f"{paper.slug}: cannot import {paper.study}: {error}") from error
         extras = ",".join(paper.extras) or "all"
         raise UserError(
-            f"{paper.slug} needs {error.name}: pip install 'paperworks[{extras}]'"
+            f"{paper.slug} needs {error.name}: pip install '{paper.distribution}[{extras}]'"
         ) from error
     return load_study(paper.study)
 
 
 def chosen_seeds(
-    slug: str, scale: str, seeds: int | Sequence[int] | None, dev: bool
+    paper: Paper, scale: str, seeds: int | Sequence[int] | None, dev: bool
 ) -> tuple[int, ...]:
     """The seeds of a run: the first few of the published block, unless told otherwise."""
     if seeds is not None and not isinstance(seeds, int):
@@ -136,19 +141,38 @@ def chosen_seeds(
         if count > len(DEVELOPMENT_SEEDS):
             raise UserError(f"seeds: there are 10 development seeds, got {count}")
         return tuple(DEVELOPMENT_SEEDS[:count])
-    evidence = shipped.read(slug)
+    evidence = shipped.read(paper.slug, paper.evidence)
     first = evidence["seeds"][0] if evidence else FIRST_BLOCK
     return tuple(range(first, first + count))
 
 
 @contextmanager
-def running(jobs: int | None) -> Iterator[Backend]:
-    """A backend with so many local workers, stopped at the end whatever happens."""
-    if jobs is not None and jobs < 0:
-        raise UserError(f"jobs: expected 0 or more, got {jobs}")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    backend = InProcess() if jobs == 0 else LocalProcesses(jobs or cores or 1)
+def running(jobs: int | None, on: str | None = None) -> Iterator[Backend]:
+    """A backend, stopped at the end whatever happens: local workers, or those of a cluster.
+
+    Raises:
+        UserError: a wrong number of workers or a wrong place, or a cluster that cannot be used.
+    """
+    backend = _local(jobs) if on is None else _cluster(jobs, on)
     try:
         yield backend
     finally:
         backend.stop()
+
+
+def _local(jobs: int | None) -> Backend:
+    if jobs is not None and jobs < 0:
+        raise UserError(f"jobs: expected 0 or more, got {jobs}")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return InProcess() if jobs == 0 else LocalProcesses(jobs or cores or 1)
+
+
+def _cluster(jobs: int | None, on: str) -> Backend:
+    place = re.fullmatch(r"dask:((?:tcp|tls)://(?:\[[\da-fA-F:]+\]|[^\s:/@\[\]]+):\d{1,5})", on)
+    if place is None:
+        raise UserError(f"on: expected dask:tcp://host:port, got {on!r}")
+    if jobs is not None:
+        raise UserError("jobs: a cluster has as many as it has workers; leave jobs out")
+    from paperworks.study.dask import DaskCluster
+
+    return DaskCluster(place[1])

@@ -1,5 +1,5 @@
 """Where trials run. A backend takes tasks with `submit`, hands back what is finished with
-`as_completed`, and ends with `stop`; a Dask cluster will be one more class of this shape."""
+`as_completed`, and ends with `stop`; `dask.py` has one more class of this shape."""
 
 from __future__ import annotations
 

@@ -85,10 +85,9 @@ def execute(
     try:
         with tempfile.TemporaryDirectory(prefix="paperworks-") as folder:
             watched = [dataclasses.replace(task, watch=folder) for task in left]
-            together = [task for task in watched if not task.alone]
-            alone = [task for task in watched if task.alone]
-            for line, window in ((together, 2 * backend.jobs), (alone, 1)):
-                _drain(plan, deque(line), window, store, backend, watcher, Path(folder))
+            for alone in (False, True):
+                line = deque(task for task in watched if task.alone == alone)
+                _drain(plan, line, alone, store, backend, watcher, Path(folder))
     except KeyboardInterrupt:
         backend.stop()
         raise Interrupted from None
@@ -100,7 +99,7 @@ def execute(
 def _drain(
     plan: Plan,
     line: deque[Task],
-    window: int,
+    alone: bool,
     store: Store,
     backend: Backend,
     watcher: Watcher,
@@ -108,7 +107,7 @@ def _drain(
 ) -> None:
     flying = 0
     while line or flying:
-        while line and flying < window:
+        while line and flying < (1 if alone else 2 * backend.jobs):  # workers come and go
             backend.submit(line.popleft())
             flying += 1
         for task, outcome in backend.as_completed():

@@ -93,7 +93,7 @@ def next_seeds(
     Ten seeds, or 20 or 30 where the development seeds' spread says that ten cannot decide. The code
     that has been published keeps its seeds; changed code gets the next hundred.
     """
-    if evidence is not None and not stale(evidence, development.plan.fingerprints):
+    if evidence is not None and not stale(evidence, development.plan.fingerprints.values()):
         return tuple(evidence["seeds"]), list(evidence["blocks"])
     blocks = list(evidence["blocks"]) if evidence is not None else []
     first = blocks[-1] + 100 if blocks else FIRST_BLOCK

@@ -23,13 +23,14 @@ SIGNS = {
 
 
 def read(slug: str, folder: Path = FOLDER) -> dict[str, Any] | None:
-    """The published evidence of a paper, or None."""
+    """The published evidence of a paper or face-off, or None."""
     path = folder / f"{slug}.json"
     return json.loads(path.read_text()) if path.exists() else None
 
 
 def write(evidence: Mapping[str, Any], folder: Path = FOLDER) -> Path:
     """Put evidence in its place, whole or not at all."""
+    folder.mkdir(exist_ok=True)
     path = folder / f"{evidence['slug']}.json"
     part = path.with_suffix(".part")
     part.write_text(_layout(evidence))
@@ -44,11 +45,10 @@ def _layout(evidence: Mapping[str, Any]) -> str:
     return f'{json.dumps(head, indent=1, allow_nan=False)[:-2]},\n "cells": [\n{lines}\n ]\n}}\n'
 
 
-def stale(evidence: Mapping[str, Any], fingerprints: Mapping[str, str]) -> list[str]:
-    """The experiments whose code has changed since the evidence was published."""
-    return [
-        name for name, mark in evidence["fingerprints"].items() if fingerprints.get(name) != mark
-    ]
+def stale(evidence: Mapping[str, Any], fingerprints: Iterable[str]) -> list[str]:
+    """The experiments of the evidence whose code is no longer among the study's fingerprints."""
+    today = set(fingerprints)
+    return [name for name, mark in evidence["fingerprints"].items() if mark not in today]
 
 
 def score(verdicts: Iterable[str]) -> str:
@@ -62,17 +62,21 @@ def score(verdicts: Iterable[str]) -> str:
 
 
 def results_markdown(papers: Mapping[str, Any], folder: Path = FOLDER) -> str:
-    """RESULTS.md: every published verdict, from the evidence alone."""
+    """RESULTS.md: every verdict published in `folder`, from the evidence alone."""
     shipped = {slug: evidence for slug in papers if (evidence := read(slug, folder))}
     verdicts = [claim["verdict"] for e in shipped.values() for claim in e["claims"]]
     judged = [verdict for verdict in verdicts if verdict != "reported"]
+    kinds = [papers[slug].kind for slug in shipped]
+    counts = f"{kinds.count('paper')} papers"
+    if "faceoff" in kinds:
+        counts += f" and {kinds.count('faceoff')} face-offs"
     lines = [
         "# Results",
         "",
         "Generated from `src/paperworks/evidence/` by `paperworks publish`. Every verdict",
         "is at desk scale: minutes on two CPU cores, which is not the paper's scale.",
         "",
-        f"{len(shipped)} papers, {len(judged)} claims, {judged.count('reproduced')} reproduced. If",
+        f"{counts}, {len(judged)} claims, {judged.count('reproduced')} reproduced. If",
         f"no claim were true, about {BY_CHANCE * len(judged):.1f} would be reproduced by chance.",
         "",
     ]
@@ -86,7 +90,7 @@ def _paper(paper: Any, evidence: Mapping[str, Any]) -> list[str]:
     link = f"[arXiv:{paper.arxiv}](https://arxiv.org/abs/{paper.arxiv})"
     return [
         f"## {paper.title}",
-        f"`{paper.slug}` · {paper.field} · {link} · "
+        f"`{paper.slug}` · {paper.field} · {link if paper.arxiv else 'face-off'} · "
         f"**{score(c['verdict'] for c in claims)} at desk scale** · "
         f"seeds {seeds[0]}–{seeds[-1]} · {evidence['published']}",
         "",

@@ -6,6 +6,7 @@ matplotlib and pandas are imported when something is drawn, and no global state 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -26,8 +27,11 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 STYLES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))
 HATCHES = ("", "//", "..", "\\\\", "xx", "--", "++", "oo")
 UNITS = {"seconds": "s", "ms": "ms", "bytes": "bytes", "nats": "nats"}
+ABBREVIATIONS = {"mse", "rmse", "mae", "auc", "kl", "ndcg", "mrr"}
 CROWD = 12
 """So many points of a line get bars for their intervals; more get a band."""
+LEGEND = 44
+"""So many characters stand side by side in a legend of readable size."""
 
 Series = Mapping[str, "DataFrame"]
 """For each line, a frame by level of x with the columns mean, low and high."""
@@ -75,14 +79,14 @@ class _Plot:
         self.name = name or f"{y}_by_{x}"
 
     def draw(self, frame: DataFrame) -> Canvas:
-        """The figure, readable at 700 pixels.
+        """The figure: 700 pixels that can still be read on the 330 of a phone.
 
         Raises:
             UserError: the frame has no such metric or setting; it names those that there are.
         """
         from matplotlib.figure import Figure as Canvas
 
-        canvas = Canvas(figsize=(7, 4.2), dpi=100, layout="constrained")
+        canvas = Canvas(figsize=(5, 3.6), dpi=140, layout="constrained")
         axes = canvas.add_subplot(xlabel=label(self.x), ylabel=label(self.y))
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="0.9")
@@ -91,24 +95,48 @@ class _Plot:
         if rows.empty:
             axes.text(0.5, 0.5, "not run at this scale", transform=axes.transAxes, ha="center")
             return canvas
-        logs = self.logy and bool((rows[self.y] > 0).all())
+        logs = self._logs(rows)
         axes.set_yscale("log" if logs else "linear")
         self._onto(axes, self._series(rows, logs), in_order(dict.fromkeys(rows[self.x])))
-        self._caption(canvas, axes, rows, logs)
+        self._caption(canvas, axes, self.note(frame))
         return canvas
 
-    def _caption(self, canvas: Canvas, axes: Axes, rows: DataFrame, logs: bool) -> None:
-        """Title and legend above the axes, what was averaged below them."""
-        handles = axes.get_legend_handles_labels() if self.by else ([], [])
-        canvas.legend(
-            *handles, loc="outside upper center", ncols=4, frameon=False, title=self.title
-        )
+    def numbers(self, frame: DataFrame) -> Series:
+        """What is drawn, as numbers; empty where nothing was run.
+
+        Raises:
+            UserError: as `draw`.
+        """
+        rows = self._rows(frame)
+        return {} if rows.empty else self._series(rows, self._logs(rows))
+
+    def note(self, frame: DataFrame) -> str:
+        """What was averaged over what."""
+        rows = self._rows(frame)
         seeds = rows["seed"].nunique()
         note = "one seed" if seeds == 1 else f"mean and 95 % interval over {seeds} seeds"
-        note = "geometric " * (logs and seeds > 1) + note
+        note = "geometric " * (self._logs(rows) and seeds > 1) + note
         if rows.duplicated([*filter(None, [self.by]), self.x, "seed"]).any():
             note += ", cells averaged inside each seed"
-        canvas.supxlabel(note, fontsize=8, color="0.4")
+        return note
+
+    def _logs(self, rows: DataFrame) -> bool:
+        return self.logy and bool((rows[self.y] > 0).all())
+
+    def _caption(self, canvas: Canvas, axes: Axes, note: str) -> None:
+        """Title and legend above the axes, what was averaged below them."""
+        handles, names = axes.get_legend_handles_labels() if self.by else ([], [])
+        widest = 5 + max(map(len, names), default=0)
+        deep = math.ceil(len(names) / min(4, max(1, LEGEND // widest))) or 1
+        canvas.legend(
+            handles,
+            names,
+            loc="outside upper center",
+            ncols=math.ceil(len(names) / deep) or 1,
+            frameon=False,
+            title=self.title,
+        )
+        canvas.supxlabel(note, fontsize=8, color="0.35")
 
     def _onto(self, axes: Axes, series: Series, levels: Sequence[Any]) -> None:
         raise NotImplementedError
@@ -149,7 +177,8 @@ class _Plot:
             points = {level: _interval(seeds[level], logs) for level in dict.fromkeys(mine[self.x])}
             order = in_order(points)
             table = [points[level] for level in order]
-            name = _said(group) if self.by in (None, "method") else f"{self.by} = {_said(group)}"
+            name = "" if group is None else said(group)
+            name = f"{self.by} = {name}" if self.by not in (None, "method") else name
             series[name] = pd.DataFrame(table, index=order, columns=["mean", "low", "high"])
         return series
 
@@ -195,7 +224,7 @@ class lines(_Plot):
         elif self.logx:
             axes.set_xscale("log")
         if len(levels) <= CROWD:
-            axes.set_xticks(list(place.values()), [_said(level) for level in levels])
+            axes.set_xticks(list(place.values()), _labels(place, axes.get_xscale() == "log"))
             axes.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
         for i, (name, points) in enumerate(series.items()):
             style = {"color": COLOURS[i % 7], "linestyle": STYLES[i % 5], "label": name}
@@ -217,11 +246,14 @@ class bars(_Plot):
 
     def _onto(self, axes: Axes, series: Series, levels: Sequence[Any]) -> None:
         width = 0.8 / len(series)
-        axes.set_xticks(range(len(levels)), [_said(level) for level in levels])
+        axes.set_xticks(range(len(levels)), [said(level) for level in levels])
         for i, (name, points) in enumerate(series.items()):
-            x = [
-                levels.index(level) + (i - (len(series) - 1) / 2) * width for level in points.index
-            ]
+            place = {
+                level: j + (i - (len(series) - 1) / 2) * width for j, level in enumerate(levels)
+            }
+            x = [place.pop(level) for level in points.index]
+            for left in place.values():  # undefined there, which no bar would say
+                axes.text(left, 0, "n/a", ha="center", va="bottom", fontsize=7)
             ends = abs(points[["low", "high"]].to_numpy() - points[["mean"]].to_numpy()).T
             style: dict[str, Any] = {
                 "color": COLOURS[i % 7],
@@ -229,25 +261,50 @@ class bars(_Plot):
                 "edgecolor": "white",
             }
             axes.bar(x, points["mean"], width, label=name, **style)
+            axes.errorbar(x, points["mean"], ends, fmt="none", ecolor="white", elinewidth=3.5)
             axes.errorbar(x, points["mean"], ends, fmt="none", ecolor="black", capsize=3)
 
 
 def label(name: str) -> str:
     """A setting's or metric's name as people write it, the unit in brackets.
 
-    >>> label("logit_error"), label("reconstruct_seconds")
-    ('Logit error', 'Reconstruct (s)')
+    >>> label("logit_error"), label("reconstruct_seconds"), label("n"), label("test_mse")
+    ('Logit error', 'Reconstruct (s)', 'n', 'Test MSE')
     """
+    if len(name) == 1:
+        return name
     *words, last = name.split("_")
     if words and last in UNITS:
         last = f"({UNITS[last]})"
-    said = " ".join([*words, last])
-    return said[:1].upper() + said[1:]
+    words = [word.upper() if word in ABBREVIATIONS else word for word in [*words, last]]
+    text = " ".join(words)
+    return text[:1].upper() + text[1:]
 
 
-def _said(level: Any) -> str:
-    """A setting's value; pandas turns whole numbers beside missing ones into floats."""
+def said(level: Any) -> str:
+    """A setting's value as people write it; pandas makes floats of whole numbers beside gaps.
+
+    >>> said(3.0), said(50_000), said(1e6), said("same_width")
+    ('3', '50k', '1M', 'same width')
+    """
+    if isinstance(level, str):
+        return level.replace("_", " ")
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if not isinstance(level, bool) and level >= 10_000 and level % size == 0:
+            return f"{level / size:g}{letter}"
     return f"{level:g}" if isinstance(level, float) else str(level)
+
+
+def _labels(place: Mapping[Any, float], logs: bool) -> list[str]:
+    """A label for each tick, left empty where it would run into the one before."""
+    at = np.array(list(place.values()), dtype=float)
+    at = np.log(at) if logs else at
+    labels, free = [], -np.inf
+    for level, x in zip(place, (at - at[0]) / (np.ptp(at) or 1.0)):
+        text = said(level) if x >= free else ""
+        labels.append(text)
+        free = x + 0.02 * (len(text) + 1) if text else free
+    return labels
 
 
 def _interval(values: Iterable[float], logs: bool) -> list[float]:

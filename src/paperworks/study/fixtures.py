@@ -27,6 +27,7 @@ from paperworks.study.environment import environment, stamp
 from paperworks.study.fingerprint import function_fingerprint
 from paperworks.study.run import Streams, derive
 
+CPU = torch.device("cpu")
 UNREADABLE = (OSError, SafetensorError, KeyError, ValueError)
 """What reading raises when the file is missing, cut short or no fixture: compute it then."""
 
@@ -48,7 +49,7 @@ def fixture(build: Callable[..., Any], args: dict[str, Any], streams: Streams) -
         try:
             return _read(path)  # somebody else was first
         except UNREADABLE:
-            with isolated_generators(derive(streams.seed, "global")):
+            with isolated_generators(derive(streams.seed, "global"), streams.device):
                 value = build(streams, **args)
             _write(path, value)
             return _read(path)  # what every later trial will see, bit for bit
@@ -122,15 +123,19 @@ class GlobalDraw(RuntimeError):
 
 
 @contextlib.contextmanager
-def isolated_generators(seed: int) -> Iterator[None]:
-    """Seed the global generators inside; put them back as they were afterwards.
+def isolated_generators(seed: int, device: torch.device = CPU) -> Iterator[None]:
+    """Seed the global generators inside, the device's too; put them back as they were afterwards.
 
     torch's may be drawn from (dropout does). numpy's and Python's may not: they are seeded so that
     nothing depends on what ran before, and a draw from them is an error, because methods that share
     such a generator would shift each other's numbers.
     """
     before = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
-    torch.manual_seed(seed)
+    on_cuda = torch.cuda.get_rng_state_all() if device.type == "cuda" else []
+    if device.type == "cpu":  # torch.manual_seed also keeps a call, for ever, a sleeping device
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002
     random.seed(seed)
     start = _global_position()
@@ -143,6 +148,7 @@ def isolated_generators(seed: int) -> Iterator[None]:
             )
     finally:
         torch.set_rng_state(before[0])
+        torch.cuda.set_rng_state_all(on_cuda)
         np.random.set_state(before[1])  # noqa: NPY002
         random.setstate(before[2])
 

@@ -1,4 +1,4 @@
-"""Where finished trials are kept: SQLAlchemy over SQLite in WAL mode.
+"""Where finished trials are kept: SQLAlchemy over SQLite in WAL mode, or over PostgreSQL.
 
 A trial is a row, written in a transaction of its own the moment it finishes; one that is "ok" is
 never overwritten. Several processes may write to one store at once: a writer takes the lock when
@@ -7,6 +7,10 @@ its transaction begins, and the others wait.
 `synchronous=NORMAL`: a commit hands the row to the operating system and does not wait for the disk:
 0.2 ms a trial, where waiting took 0.4 to 4 ms. No killed process loses a committed row that way. A
 power cut may take the last ones, never the file, and the next run computes them again.
+
+A PostgreSQL store is for runs on several machines. Its version stands in a table of its own, where
+an SQLite file has it in its header. Settings and metrics are JSON there, not JSONB, which would
+reorder their keys, turn 1e22 into an integer and -0.0 into 0.0.
 
 SQLAlchemy is imported by the first `Store`; `read_verdicts` does without it.
 """
@@ -19,6 +23,7 @@ import json
 import os
 import re
 import sqlite3
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -28,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 from paperworks.study.errors import StoreError, UserError, unknown
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection, Engine, MetaData, Table
+    from sqlalchemy import URL, Connection, Engine, MetaData, Table
 
 APPLICATION_ID = 0x50415057
 """What the header of a store's SQLite file says: PAPW."""
@@ -37,10 +42,13 @@ VERSION = 1
 """The schema that this code reads and writes."""
 
 MIGRATIONS: dict[int, list[str]] = {}
-"""The SQL that turns a store of version n into one of version n + 1."""
+"""The SQL that turns a store of version n into one of version n + 1, on both databases."""
 
 PATIENCE = 30
-"""Seconds to wait while another process writes."""
+"""Seconds to wait while another process writes, or while the server is started again."""
+
+ANSWER = 10
+"""Seconds that a server has to take a connection, unless the URL says `connect_timeout`."""
 
 MEANINGS = {
     sqlite3.SQLITE_FULL: "cannot grow, the disk is full; what was stored before is safe",
@@ -49,6 +57,11 @@ MEANINGS = {
     sqlite3.SQLITE_NOTADB: "is no store of paperworks; it was left as it is",
     sqlite3.SQLITE_CORRUPT: "is damaged; it was left as it is, move it away to start a new one",
 }
+
+NEWER = "was written by a newer paperworks: upgrade this one"
+
+VERSION_TABLE = "paperworks_version"
+"""Where a PostgreSQL database says that it holds a store, and of which version."""
 
 
 @dataclass(frozen=True)
@@ -126,17 +139,22 @@ class Store:
     Raises:
         UserError: the URL is wrong.
         StoreError: there can be no store: a file that is damaged, another program's or written by a
-            newer paperworks, a folder that is missing or read-only, a full disk. Whatever file is
-            there is left as it was. Every method raises it when the database fails.
+            newer paperworks, a folder that is missing or read-only, a full disk, a server that does
+            not answer or lets us not in. Whatever is there is left as it was. Every method raises
+            it when the database fails.
     """
 
     def __init__(self, url: str | None = None) -> None:
         place = location(url)
-        self._name = str(place).rpartition("@")[2]  # without a password
-        with _one_line(self._name):
-            self._engine = (
-                _open_sqlite(place) if isinstance(place, Path) else _open_postgresql(place)
-            )
+        if isinstance(place, Path):
+            self._name = str(place)
+            with _one_line(self._name):
+                self._engine = _open_sqlite(place)
+        else:
+            address = _address(place)
+            self._name = _without_secrets(address)
+            with _one_line(self._name):
+                self._engine = _open_postgresql(address, self._name)
         self._writer = self._engine.execution_options(immediate=True, preserve_rowcount=True)
         _, self._trials, self._artefacts, self._verdicts = _tables()
         dialect = self._engine.dialect.name
@@ -200,6 +218,7 @@ class Store:
             overrides: what the user changed in the settings, as text.
         """
         about = {"slug": slug, "scale": scale, "overrides": overrides, "created": created or _now()}
+        about["overrides"] = _storable(overrides)
         rows = [{**about, "claim": v["claim"], "verdict": dict(v)} for v in verdicts]
         _check_json(f"verdicts on {slug}", rows)
         if rows:
@@ -223,7 +242,7 @@ class Store:
 
     @contextlib.contextmanager
     def _begin(self, engine: Engine) -> Iterator[Connection]:
-        with _one_line(self._name), engine.begin() as connection:
+        with _one_line(self._name), _connected(engine) as connection, connection.begin():
             yield connection
 
 
@@ -263,13 +282,12 @@ def _in_order(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 @functools.cache
 def _tables() -> tuple[MetaData, Table, Table, Table]:
-    from sqlalchemy import JSON, Column, Float, Integer, LargeBinary, MetaData, String, Table
-    from sqlalchemy.dialects.postgresql import JSONB
+    from sqlalchemy import JSON, BigInteger, Column, Float, LargeBinary, MetaData, String, Table
 
     def columns(kind: Any, *names: str, **options: Any) -> list[Column[Any]]:
         return [Column(name, kind, **{"nullable": False, **options}) for name in names]
 
-    mapping = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+    mapping = JSON(none_as_null=True)
     metadata = MetaData()
     trials = Table(
         "trials",
@@ -280,7 +298,7 @@ def _tables() -> tuple[MetaData, Table, Table, Table]:
         *columns(String, "error", "created"),
         *columns(mapping, "setting", "environment", "witness"),
         *columns(mapping, "metrics", nullable=True),
-        *columns(Integer, "seed"),
+        *columns(BigInteger, "seed"),
         *columns(Float, "seconds"),
     )
     artefacts = Table(
@@ -310,19 +328,82 @@ def _upsert(dialect: str, table: Table, where: Any = None) -> Any:
     )
 
 
-def _open_postgresql(url: str) -> Engine:
-    from sqlalchemy import create_engine, make_url
+def _connected(engine: Engine) -> Connection:
+    """A connection; a server that is being started again gets time for it."""
+    from sqlalchemy.exc import OperationalError
+
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return engine.connect()
+        except OperationalError:
+            if engine.dialect.name == "sqlite" or time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+
+
+def _address(url: str) -> URL:
+    from sqlalchemy import make_url
     from sqlalchemy.exc import ArgumentError
 
     try:
-        address = make_url(url).set(drivername="postgresql+psycopg")
-        engine = create_engine(address, pool_pre_ping=True)
-    except ImportError:
-        raise UserError("a PostgreSQL store needs psycopg: pip install 'psycopg[binary]'") from None
+        return make_url(url)
     except (ArgumentError, ValueError):
         raise UserError("a PostgreSQL store is given as postgresql://user@host/database") from None
-    _tables()[0].create_all(engine)
+
+
+def _without_secrets(address: URL) -> str:
+    from sqlalchemy import URL
+
+    host, port, database = address.host, address.port, address.database
+    return str(URL.create("postgresql", host=host, port=port, database=database))
+
+
+def _open_postgresql(address: URL, name: str) -> Engine:
+    from sqlalchemy import create_engine
+
+    patient = address.set(
+        drivername="postgresql+psycopg", query={"connect_timeout": str(ANSWER), **address.query}
+    )
+    try:
+        engine = create_engine(patient, pool_pre_ping=True)  # a new one after the server's restart
+    except ImportError:
+        raise UserError(
+            "a PostgreSQL store needs psycopg: pip install 'paperworks[postgres]'"
+        ) from None
+    try:
+        with engine.begin() as connection:
+            if _server_version(connection, name) < VERSION:
+                # Whoever else is about to do the same waits, and then finds it done.
+                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({APPLICATION_ID})")
+                now = _server_version(connection, name)
+                _upgrade(connection, now)
+                if not now:
+                    connection.exec_driver_sql(f"CREATE TABLE {VERSION_TABLE} AS SELECT 0 AS n")
+                connection.exec_driver_sql(f"UPDATE {VERSION_TABLE} SET n = {VERSION}")
+    except BaseException:
+        engine.dispose()
+        raise
     return engine
+
+
+def _server_version(connection: Connection, name: str) -> int:
+    """The version of the store on a server; 0 where there is none yet.
+
+    Raises:
+        StoreError: tables of these names are another program's, or of a newer paperworks.
+    """
+    from sqlalchemy import inspect
+
+    there = set(inspect(connection).get_table_names())
+    if VERSION_TABLE not in there:
+        if there & set(_tables()[0].tables):
+            raise StoreError(f"store {name} {MEANINGS[sqlite3.SQLITE_NOTADB]}")
+        return 0
+    version = connection.exec_driver_sql(f"SELECT n FROM {VERSION_TABLE}").scalar_one()
+    if version > VERSION:
+        raise StoreError(f"store {name} {NEWER}")
+    return version
 
 
 def _open_sqlite(path: Path) -> Engine:
@@ -350,20 +431,20 @@ def _open_sqlite(path: Path) -> Engine:
             with contextlib.closing(sqlite3.connect(path, timeout=PATIENCE)) as connection:
                 connection.execute("PRAGMA journal_mode=WAL")
             with engine.execution_options(immediate=True).begin() as transaction:
-                _upgrade(transaction)
+                now = transaction.exec_driver_sql("PRAGMA user_version").scalar_one()
+                _upgrade(transaction, now)
+                transaction.exec_driver_sql(f"PRAGMA application_id={APPLICATION_ID}")
+                transaction.exec_driver_sql(f"PRAGMA user_version={VERSION}")
     return engine
 
 
-def _upgrade(connection: Connection) -> None:
-    """Make the tables, or bring those of an older version up to date; all or nothing."""
-    version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
+def _upgrade(connection: Connection, version: int) -> None:
+    """Make the tables, or bring those of an older version up to date."""
     if not version:
         _tables()[0].create_all(connection)
-        connection.exec_driver_sql(f"PRAGMA application_id={APPLICATION_ID}")
     for old in range(version or VERSION, VERSION):
         for statement in MIGRATIONS[old]:
             connection.exec_driver_sql(statement)
-    connection.exec_driver_sql(f"PRAGMA user_version={VERSION}")
 
 
 def _look(path: Path) -> int:
@@ -421,7 +502,7 @@ def _version(connection: sqlite3.Connection, path: Path) -> int:
     if application != APPLICATION_ID:
         raise StoreError(f"store {path} {MEANINGS[sqlite3.SQLITE_NOTADB]}")
     if version > VERSION:
-        raise StoreError(f"store {path} was written by a newer paperworks: upgrade this one")
+        raise StoreError(f"store {path} {NEWER}")
     return version
 
 

@@ -120,7 +120,7 @@ def _measured(task: Task, experiment: Experiment, start: float) -> Outcome:
         checkpoint=checkpoint,
         report=_reporter(task) if task.watch else None,
     )
-    with isolated_generators(derive(task.seed, "global")):
+    with isolated_generators(derive(task.seed, "global"), run.device):
         metrics = experiment.trial(Setting(task.setting), run)
     metrics = checked(metrics)
     if checkpoint.exists():
