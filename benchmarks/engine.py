@@ -51,28 +51,32 @@ def measure(folder: Path) -> list[tuple[str, str, str]]:
         request = Request(seeds=tuple(range(seeds)), paths=(str(folder),))
         return Plan(module.removesuffix("_study"), module, load_study(module), request)
 
-    def seconds(module: str, seeds: int, jobs: int, name: str) -> float:
+    def run(module: str, seeds: int, jobs: int, name: str) -> tuple[float, float]:
+        """Seconds, and MB by which the parent has grown at its largest."""
         with Store(str(folder / name)) as store, api.running(jobs) as backend:
             warm = plan(module, 1)
             warm.grids[next(iter(warm.grids))][:] = [Setting(cell=-1, steps=1)] * 1
             engine.run(warm, store, backend, api.Silent())  # workers up, modules imported
-            start = time.perf_counter()
+            before, start = memory(), time.perf_counter()
             engine.run(plan(module, seeds), store, backend, api.Silent())
-            return time.perf_counter() - start
+            return time.perf_counter() - start, memory() - before
 
     rows = []
     for jobs, limit in ((0, 0.5), (2, 1.0)):
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        each = seconds("noop_study", 1000, jobs, f"noop{jobs}.sqlite") / 10_000 * 1000
-        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        seconds, grown = run("noop_study", 1000, jobs, f"noop{jobs}.sqlite")
         where = "in process" if jobs == 0 else "through local processes"
-        rows.append((f"a no-op trial, stored, {where}", f"{each:.2f} ms", f"{limit} ms"))
+        rows.append((f"a no-op trial, stored, {where}", f"{seconds / 10:.2f} ms", f"{limit} ms"))
         rows.append((f"the parent over 10,000 trials {where}", f"+{grown:.0f} MB", "+20 MB"))
-    again = seconds("noop_study", 1000, 0, "noop0.sqlite")
+    again, _ = run("noop_study", 1000, 0, "noop0.sqlite")
     rows.append(("resume of 10,000 finished trials", f"{again:.2f} s", "0.5 s"))
-    one, two = (seconds("busy_study", 6, jobs, f"busy{jobs}.sqlite") for jobs in (1, 2))
+    one, two = (run("busy_study", 6, jobs, f"busy{jobs}.sqlite")[0] for jobs in (1, 2))
     rows.append(("throughput of two workers over one", f"{one / two:.2f}", "1.8"))
     return rows
+
+
+def memory() -> float:
+    """The most that this process has held so far, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def start_of(*words: str) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import defaultdict
 
 import pytest
@@ -50,4 +51,6 @@ def pytest_terminal_summary(terminalreporter):
 
 
 def _owner(nodeid: str) -> str:
-    return next((slug for slug in catalogue().papers if slug in nodeid), "the house")
+    """The paper whose file, folder or parameter a test is."""
+    words = set(re.split(r"[/\[\]]|::|\.py|test_", nodeid))
+    return next((slug for slug in catalogue().papers if slug in words), "the house")

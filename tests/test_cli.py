@@ -82,6 +82,13 @@ def test_dry_run_stores_nothing(tmp_path):
     done = paperworks("run", "relreps", "--scale", "smoke", "--dry-run", "--store", str(store))
     assert done.returncode == 0
     assert "trials to run, 0 stored" in done.stdout
+    assert "network" not in done.stderr
+
+
+def test_what_needs_the_network_is_told_before(tmp_path):
+    store = tmp_path / "store.sqlite"
+    done = paperworks("run", "relreps", "--scale", "full", "--dry-run", "--store", str(store))
+    assert "needs the network for hub:ILSVRC/imagenet-1k" in done.stderr
 
 
 def test_run_prints_verdicts_and_saves_figures(tmp_path):

@@ -234,12 +234,22 @@ def test_ours_win_and_the_other_is_named(site):
     ]
 
 
-@pytest.mark.parametrize("value", ["nowhere", "nowhere:papers.toml", "module", ":papers.toml"])
+@pytest.mark.parametrize("value", ["nowhere", "nowhere:papers.toml", "module"])
 def test_an_entry_point_that_names_no_package_is_said(site, value):
     write(site, {"module.py": "", **metadata(value)})
     sources, problems = other_sources()
     assert sources == []
     assert problems == [f"tiny-papers: its entry point names no package: {value.split(':')[0]!r}"]
+
+
+def test_a_malformed_entry_point_is_said(monkeypatch):
+    def unreadable(group):
+        raise ValueError("Invalid object reference", ":papers.toml")
+
+    monkeypatch.setattr("paperworks.study.catalogue.entry_points", unreadable)
+    sources, (problem,) = other_sources()
+    assert sources == []
+    assert ":papers.toml" in problem
 
 
 def test_a_catalogue_that_is_not_there_is_said(site):

@@ -220,6 +220,10 @@ def run(
                 paths=tuple(sys.path[:1]) if added else (),
             )
             plans.append(api.Plan(paper.slug, paper.study, study, request))
+        for plan in plans:
+            if plan.downloads:
+                names = ", ".join(plan.downloads)
+                click.echo(f"{plan.slug}: needs the network for {names}, unless cached", err=True)
         for paper, plan in zip(papers, plans):
             choices = api.published_choices(plan, shipped.read(plan.slug, paper.evidence))
             if dry_run:

@@ -18,9 +18,8 @@ import pytest
 from paperworks.study import dask, engine
 from paperworks.study.api import Silent, running
 from paperworks.study.child import differing
-from paperworks.study.dask import ClusterError
 from paperworks.study.engine import Interrupted
-from paperworks.study.errors import UserError
+from paperworks.study.errors import ClusterError, UserError
 from paperworks.study.store import Store
 
 pytest.importorskip("distributed")

@@ -29,7 +29,7 @@ STUDY = """
 """
 
 DRIVER = """
-    import sys
+    import signal, sys
     from paperworks.study import engine
     from paperworks.study.api import Silent, running
     from paperworks.study.plan import Plan, Request
@@ -38,6 +38,7 @@ DRIVER = """
 
     module, folder, jobs = sys.argv[1:]
     if __name__ == "__main__":
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's "&" has it ignored
         plan = Plan("sample", module, load_study(module), Request((100,), paths=(folder,)))
         try:
             with Store() as store, running(int(jobs)) as backend:

@@ -165,7 +165,10 @@ def catalogue() -> Catalogue:
 def other_sources() -> tuple[list[Source], list[str]]:
     """The catalogues that other packages bring, found by metadata, and what is wrong with them."""
     sources, problems = [], []
-    points = entry_points(group=GROUP)
+    try:
+        points = entry_points(group=GROUP)
+    except ValueError as error:  # one that is malformed, in any package, hides them all
+        return [], [f"the entry points of installed packages cannot be read: {error}"]
     for distribution, value in sorted({(str(p.dist and p.dist.name), p.value) for p in points}):
         package, _, name = (text.strip() for text in value.partition(":"))
         file = module_file(package)

@@ -26,7 +26,7 @@ import cloudpickle
 from paperworks.study.backends import PATIENCE as MOMENT
 from paperworks.study.child import perform_in_child
 from paperworks.study.environment import environment
-from paperworks.study.errors import UserError
+from paperworks.study.errors import ClusterError, UserError
 from paperworks.study.worker import ONE_THREAD, Outcome, Task
 
 ANSWER = 10
@@ -38,12 +38,6 @@ PATIENCE = 60
 SAFE = "every finished trial is stored; run the same again to go on"
 
 logger = logging.getLogger(__name__)
-
-
-class ClusterError(UserError):
-    """The cluster cannot be used; the command line exits with 1."""
-
-    exit_code = 1
 
 
 class DaskCluster:

@@ -84,9 +84,8 @@ def execute(
         watcher.begin(plan.slug, stage, len(tasks), len(tasks) - len(left))
     try:
         with tempfile.TemporaryDirectory(prefix="paperworks-") as folder:
-            watched = [dataclasses.replace(task, watch=folder) for task in left]
             for alone in (False, True):
-                line = deque(task for task in watched if task.alone == alone)
+                line = deque(task for task in left if task.alone == alone)
                 _drain(plan, line, alone, store, backend, watcher, Path(folder))
     except KeyboardInterrupt:
         backend.stop()
@@ -108,7 +107,7 @@ def _drain(
     flying = 0
     while line or flying:
         while line and flying < (1 if alone else 2 * backend.jobs):  # workers come and go
-            backend.submit(line.popleft())
+            backend.submit(dataclasses.replace(line.popleft(), watch=str(folder)))
             flying += 1
         for task, outcome in backend.as_completed():
             flying -= 1

@@ -18,6 +18,12 @@ class StoreError(UserError):
     exit_code = 1
 
 
+class ClusterError(UserError):
+    """The cluster cannot be used; the command line exits with 1."""
+
+    exit_code = 1
+
+
 def unknown(what: str, given: object, valid: Iterable[object]) -> UserError:
     """The error for a name that does not exist, with the nearest names that do.
 

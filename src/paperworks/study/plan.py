@@ -148,16 +148,14 @@ class Plan:
 
         In that order two workers begin with two seeds, each with a fixture of its own to compute.
         """
-        return {
-            (experiment.name, cell.canonical(), seed): self._task(
-                experiment,
-                Setting(cell | choices.get((experiment.name, cell.canonical()), {})),
-                seed,
-            )
-            for experiment in self.study
-            for cell in self.cells[experiment.name]
-            for seed in self.request.seeds
-        }
+        tasks = {}
+        for experiment in self.study:
+            for cell in self.cells[experiment.name]:
+                place = experiment.name, cell.canonical()
+                setting = Setting(cell | choices.get(place, {}))
+                for seed in self.request.seeds:
+                    tasks[*place, seed] = self._task(experiment, setting, seed)
+        return tasks
 
     def _task(self, experiment: Experiment, setting: Setting, seed: int) -> Task:
         data = self._data_digest(setting)
@@ -177,7 +175,7 @@ class Plan:
             key=hashlib.sha256(text.encode()).hexdigest()[:32],
             module=self.module,
             experiment=experiment.name,
-            setting=dict(setting),
+            setting=setting,
             seed=seed,
             fingerprint=self.fingerprints[experiment.name],
             device=self.request.device,

@@ -34,10 +34,11 @@ class Results:
     ) -> None:
         self.plan, self.choices, self.trials = plan, choices, trials
         self.failures = [trial for trial in trials.values() if trial.status != "ok"]
+        cells = {cell: Setting(json.loads(cell)) for cell in {place[1] for place in trials}}
         self.table = Table(
             Record(
                 experiment=name,
-                cell=Setting(json.loads(cell)),
+                cell=cells[cell],
                 seed=seed,
                 metrics=trial.metrics,
                 tuned=choices.get((name, cell), Setting()),

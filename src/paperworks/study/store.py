@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 from paperworks.study.errors import StoreError, UserError, unknown
 
 if TYPE_CHECKING:
-    from sqlalchemy import URL, Connection, Engine, MetaData, Table
+    from sqlalchemy import URL, Connection, Engine, MetaData, Row, Table
 
 APPLICATION_ID = 0x50415057
 """What the header of a store's SQLite file says: PAPW."""
@@ -77,6 +77,7 @@ class Trial:
         metrics: name -> number or list of numbers; None when it failed.
         witness: hashes that competing methods of a seed must share.
         error: the traceback when it failed.
+        environment: what it ran on; left empty by `Store.trials`.
         artefacts: name -> content; left empty by `Store.trials`.
         created: when it was stored, in UTC.
     """
@@ -90,12 +91,12 @@ class Trial:
     fingerprint: str
     data: str
     stamp: str
-    environment: dict[str, Any]
     status: str
     metrics: dict[str, Any] | None
     witness: dict[str, str]
     error: str
     seconds: float
+    environment: dict[str, Any] = field(default_factory=dict)
     artefacts: dict[str, bytes] = field(default_factory=dict)
     created: str = ""
 
@@ -170,13 +171,18 @@ class Store:
             return {row.key: row.status for row in rows}
 
     def trials(self, slug: str, keys: Collection[str] | None = None) -> dict[str, Trial]:
-        """Key -> trial, without artefacts: all of a study's, or those of the keys given."""
+        """Key -> trial: all of a study's, or those of the keys given.
+
+        Without artefacts and environment, which would be most of the bytes; the stamp is there.
+        """
         if keys is not None and not keys:
             return {}
-        query = self._trials.select().where(self._trials.c.slug == slug)
+        light = [column for column in self._trials.c if column.name != "environment"]
+        query = self._trials.select().with_only_columns(*light).where(self._trials.c.slug == slug)
         with self._begin(self._engine) as connection:
             rows = connection.execute(query)
-            return {r.key: Trial(**r._mapping) for r in rows if keys is None or r.key in keys}
+            texts: dict[str, str] = {}  # most are the same in thousands of rows: kept once
+            return {r.key: _trial(r, texts) for r in rows if keys is None or r.key in keys}
 
     def save(self, trial: Trial) -> None:
         """Store a trial, now; artefacts only with one that is "ok".
@@ -271,6 +277,12 @@ def read_verdicts(where: Path | str) -> tuple[list[dict[str, Any]], str]:
         return _in_order({**row, "verdict": json.loads(row["verdict"])} for row in rows), ""
     except UserError as error:
         return [], str(error)
+
+
+def _trial(row: Row[Any], texts: dict[str, str]) -> Trial:
+    values: dict[str, Any] = dict(row._mapping)
+    texts_of = {k: texts.setdefault(v, v) for k, v in values.items() if isinstance(v, str)}
+    return Trial(**{**values, **texts_of})
 
 
 def _in_order(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
