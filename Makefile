@@ -4,7 +4,7 @@ BIN = .venv/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 WORKERS ?= 2
 
-.PHONY: demo test test-all lint bench verify clean
+.PHONY: demo test test-all lint docs bench verify clean
 
 demo: .venv/demo  ## three papers' claims at desk scale, in minutes
 	$(BIN)/paperworks run flexround relreps optimal --claims demo
@@ -17,10 +17,13 @@ test-all: .venv/test lint  ## the heavier checks too
 	$(BIN)/python -m pytest -n $(WORKERS)
 
 lint: .venv/test
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks docs
+	$(BIN)/ruff format --check src tests benchmarks docs
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: .venv/test  ## the guide, into build/guide
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: .venv/demo .venv-peers/ready  ## the engine's figures, and the parts beside their peers
 	$(BIN)/python benchmarks/engine.py
@@ -39,7 +42,7 @@ verify: .venv/demo  ## every study at desk scale, against the shipped evidence
 	touch $@
 
 .venv/test: .venv/demo
-	$(PIP) -e '.[language,graphs,hub,cluster,postgres,test]'
+	$(PIP) -e '.[language,graphs,hub,cluster,postgres,docs,test]'
 	touch $@
 
 .venv-peers/ready: benchmarks/peers.txt pyproject.toml
@@ -49,4 +52,4 @@ verify: .venv/demo  ## every study at desk scale, against the shipped evidence
 	touch $@
 
 clean:
-	rm -rf .venv .venv-peers .mypy_cache .ruff_cache .import_linter_cache figures report
+	rm -rf .venv .venv-peers .mypy_cache .ruff_cache .import_linter_cache figures report build

@@ -117,6 +117,9 @@ def show(slug: str, as_json: bool) -> None:
     click.echo(f"\n{paper.summary}\n")
     if paper.parts:
         click.echo(f"from {paper.package} import {', '.join(paper.parts)}\n")
+    if paper.unverified:
+        click.echo("From memory, or read our own way:")
+        click.echo("".join(f"  - {sentence}\n" for sentence in paper.unverified))
     if evidence is None:
         click.echo(f"No evidence is published yet: paperworks run {slug}")
         return

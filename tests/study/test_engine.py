@@ -213,6 +213,18 @@ def test_only_the_cells_of_a_claim_are_run(project):
     assert project.logged() == ["one 2 100", "two 2 100"]
 
 
+def test_a_rival_runs_beside_the_cells_of_a_claim(project):
+    module = project.write(STUDY)
+    added = {"mine": f"{module}:one"}
+    plan = project.plan(module, seeds=[100], claims=("C1",), added=added)
+    cells = [cell for grid in plan.cells.values() for cell in grid]
+    assert sorted((cell.method, cell.size) for cell in cells) == [
+        ("mine", 2),
+        ("one", 2),
+        ("two", 2),
+    ]
+
+
 def test_a_dry_run_counts_what_is_left(project):
     plan = project.plan(project.write(TUNED), claims=("C1",))
     with Store() as store:

@@ -67,9 +67,9 @@ def results_markdown(papers: Mapping[str, Any], folder: Path = FOLDER) -> str:
     verdicts = [claim["verdict"] for e in shipped.values() for claim in e["claims"]]
     judged = [verdict for verdict in verdicts if verdict != "reported"]
     kinds = [papers[slug].kind for slug in shipped]
-    counts = f"{kinds.count('paper')} papers"
+    counts = f"{kinds.count('paper')} paper{'s' * (kinds.count('paper') != 1)}"
     if "faceoff" in kinds:
-        counts += f" and {kinds.count('faceoff')} face-offs"
+        counts += f" and {kinds.count('faceoff')} face-off{'s' * (kinds.count('faceoff') > 1)}"
     lines = [
         "# Results",
         "",

@@ -81,9 +81,17 @@ class Plan:
         self._data_digests: dict[str, str] = {}
 
     def _needed(self, named: set[tuple[str, str]]) -> dict[str, Grid]:
-        """The cells that the claims asked for talk about."""
+        """The cells that the claims asked for talk about, and those of a rival beside them."""
+
+        def wanted(name: str, cell: Setting) -> bool:
+            methods = [cell.get("method")]
+            if cell.get("method") in self.request.added:
+                methods = [*self.study.experiment(name).methods]
+            beside = (cell | ({"method": m} if m is not None else {}) for m in methods)
+            return any((name, Setting(other).canonical()) in named for other in beside)
+
         return {
-            name: Grid(cell for cell in cells if (name, cell.canonical()) in named)
+            name: Grid(cell for cell in cells if wanted(name, cell))
             for name, cells in self.grids.items()
         }
 
