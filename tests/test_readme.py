@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+from paperworks.compress import reconstruct_
+
 README = Path(__file__).parents[1] / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
 
@@ -37,5 +39,6 @@ def reader_s_own():
 
 
 @pytest.mark.parametrize("block", [b for b in BLOCKS if "paperworks.run" not in b])
-def test_a_part_is_used_as_readme_says(block):
+def test_a_part_is_used_as_readme_says(block, monkeypatch):
+    monkeypatch.setitem(reconstruct_.__kwdefaults__, "iters", 20)  # 2000 are for the reader
     exec(block, reader_s_own())
