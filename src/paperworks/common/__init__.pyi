@@ -7,3 +7,5 @@ from .ranking import hits_at_k as hits_at_k
 from .ranking import mrr as mrr
 from .ranking import ndcg as ndcg
 from .ranking import recall_at_k as recall_at_k
+from .surgery import SurgeryReport as SurgeryReport
+from .surgery import replace_modules as replace_modules

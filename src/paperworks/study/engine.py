@@ -109,11 +109,14 @@ def _drain(
         while line and flying < (1 if alone else 2 * backend.jobs):  # workers come and go
             backend.submit(dataclasses.replace(line.popleft(), watch=str(folder)))
             flying += 1
+        quiet = True
         for task, outcome in backend.as_completed():
+            quiet = False
             flying -= 1
             store.save(_row(plan, task, outcome))
             watcher.finished(task, outcome)
-        watcher.under_way(_reports(folder))
+        if quiet:
+            watcher.under_way(_reports(folder))
 
 
 def _row(plan: Plan, task: Task, outcome: Outcome) -> Trial:

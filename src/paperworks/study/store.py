@@ -60,6 +60,9 @@ MEANINGS = {
 
 NEWER = "was written by a newer paperworks: upgrade this one"
 
+REPEATED = ("slug", "experiment", "scale", "fingerprint", "data", "stamp", "status")
+"""Columns whose texts are the same in thousands of rows: each is kept once in memory."""
+
 VERSION_TABLE = "paperworks_version"
 """Where a PostgreSQL database says that it holds a store, and of which version."""
 
@@ -181,7 +184,7 @@ class Store:
         query = self._trials.select().with_only_columns(*light).where(self._trials.c.slug == slug)
         with self._begin(self._engine) as connection:
             rows = connection.execute(query)
-            texts: dict[str, str] = {}  # most are the same in thousands of rows: kept once
+            texts: dict[str, str] = {}
             return {r.key: _trial(r, texts) for r in rows if keys is None or r.key in keys}
 
     def save(self, trial: Trial) -> None:
@@ -280,9 +283,10 @@ def read_verdicts(where: Path | str) -> tuple[list[dict[str, Any]], str]:
 
 
 def _trial(row: Row[Any], texts: dict[str, str]) -> Trial:
-    values: dict[str, Any] = dict(row._mapping)
-    texts_of = {k: texts.setdefault(v, v) for k, v in values.items() if isinstance(v, str)}
-    return Trial(**{**values, **texts_of})
+    values: dict[str, Any] = dict(zip(row._fields, row))
+    for name in REPEATED:
+        values[name] = texts.setdefault(values[name], values[name])
+    return Trial(**values)
 
 
 def _in_order(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
