@@ -28,9 +28,9 @@ What is tuned: the learning rate, among four, by validation accuracy on three dr
 once for dense networks and once for static "erk" at density 0.03, which serves all that ends
 sparse. Nothing else is.
 
-Differences from the literature that the handbook summarises, which gives no figures itself: desk is
-a perceptron trained with Adam for 60 epochs, the lottery has five rounds, rates follow half a
-cosine at both scales. Full: CIFAR and ImageNet, stochastic gradient descent at the usual rate.
+Differences from the paper. The handbook gives no figures itself: claims follow the literature that
+it summarises. Desk is a perceptron trained with Adam for 60 epochs, the lottery has five rounds,
+rates follow half a cosine at both scales. Full: CIFAR and ImageNet, stochastic gradient descent at the usual rate.
 """
 
 from __future__ import annotations
