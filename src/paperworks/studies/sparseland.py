@@ -30,7 +30,8 @@ sparse. Nothing else is.
 
 Differences from the paper. The handbook gives no figures itself: claims follow the literature that
 it summarises. Desk is a perceptron trained with Adam for 60 epochs, the lottery has five rounds,
-rates follow half a cosine at both scales. Full: CIFAR and ImageNet, stochastic gradient descent at the usual rate.
+rates follow half a cosine at both scales. Full: CIFAR and ImageNet, stochastic gradient descent at
+the usual rate.
 """
 
 from __future__ import annotations
