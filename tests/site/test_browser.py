@@ -101,8 +101,10 @@ def test_search_filter_and_follow_a_paper(site, visit):
     page.get_by_label("Field").select_option("")
     assert page.get_by_role("status").text_content() == "4 found"
     page.get_by_role("link", name="A bare paper").click()
+    page.wait_for_url("**/papers/bare.html")
     assert page.get_by_role("heading", level=1).text_content() == "A bare paper"
     page.get_by_role("link", name="paperworks", exact=True).click()
+    page.wait_for_url("**/index.html*")
     assert len(shown(page)) == 4
 
 
@@ -110,6 +112,7 @@ def test_who_comes_back_finds_the_list_that_the_search_box_says(site, visit):
     page = visit(site / "index.html")
     page.get_by_label("Search").fill("bare")
     page.get_by_role("link", name="A bare paper").click()
+    page.wait_for_url("**/papers/bare.html")
     page.go_back()
     assert len(shown(page)) == (1 if page.get_by_label("Search").input_value() else 4)
 
@@ -125,6 +128,7 @@ def test_the_theme_is_the_systems_until_chosen_and_then_stays(site, visit, schem
     after = page.evaluate(ground)
     assert after != before
     page.get_by_role("link", name="A bare paper").click()
+    page.wait_for_url("**/papers/bare.html")  # loaded whole: it has a body to look at
     assert page.evaluate(ground) == after
     assert page.get_by_role("button", name="Dark").get_attribute("aria-pressed") == (
         str(scheme == "light").lower()
