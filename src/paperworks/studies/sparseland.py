@@ -703,6 +703,9 @@ study = Study(
                 ),
             ),
             margin="ours",
+            note="SNIP, which sees pictures, puts the first layer's weights on pixels that vary "
+            "(rank correlation 0.8 on development seeds, SynFlow's about 0), and shuffling takes "
+            "them to pixels of little but noise.",
         ),
         Claim(
             "C5b",

@@ -130,6 +130,8 @@ class GlobalDraw(RuntimeError):
 def isolated_generators(seed: int, device: torch.device = CPU) -> Iterator[None]:
     """Seed the global generators inside, the device's too; put them back as they were afterwards.
 
+    (Of devices CUDA's are put back; others are seeded for each trial anyway.)
+
     torch's may be drawn from (dropout does). numpy's and Python's may not: they are seeded so that
     nothing depends on what ran before, and a draw from them is an error, because methods that share
     such a generator would shift each other's numbers.
