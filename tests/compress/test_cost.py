@@ -25,6 +25,25 @@ def test_shared_tensors_count_once_and_empty_ones_nothing():
     assert footprint(model) == {"parameters": 64, "buffers": 0, "total": 64}
 
 
+def test_modules_name_their_own_kinds():
+    class Coded(nn.Module):
+        stored_as = {"codes": "codebooks", "weight": "codebooks"}
+
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(2))
+            self.register_buffer("codes", torch.zeros(3, dtype=torch.uint8))
+            self.register_buffer("other", torch.zeros(5, dtype=torch.uint8))
+
+    sizes = footprint(nn.Sequential(nn.Linear(2, 1), Coded()))
+    assert sizes == {"parameters": 12, "buffers": 5, "codebooks": 11, "total": 28}
+
+
+def test_tensors_by_name():
+    tensors = {"a": torch.ones(3), "b": torch.ones(2, dtype=torch.uint8)}
+    assert footprint(tensors | {"c": tensors["a"]}) == {"total": 14}
+
+
 def test_a_model_without_memory_is_measured_too():
     with torch.device("meta"):
         model = nets.MLP([1000, 5000, 1000])

@@ -37,11 +37,17 @@ from .sparseland import DynamicSparsity as DynamicSparsity
 from .sparseland import GradualPruning as GradualPruning
 from .sparseland import Masks as Masks
 from .sparseland import Phase as Phase
+from .sparseland import dense_state_dict as dense_state_dict
 from .sparseland import layer_densities as layer_densities
 from .sparseland import lottery_ticket as lottery_ticket
 from .sparseland import make_masks as make_masks
 from .sparseland import prunable as prunable
 from .sparseland import prune_at_init as prune_at_init
 from .sparseland import scores as scores
+from .sparseland import sparse_state_dict as sparse_state_dict
 from .sparseland import to_2_4 as to_2_4
 from .sparseland import training_macs as training_macs
+from .storage import load_tensors as load_tensors
+from .storage import pack_bits as pack_bits
+from .storage import save_tensors as save_tensors
+from .storage import unpack_bits as unpack_bits

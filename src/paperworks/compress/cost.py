@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -13,26 +13,37 @@ from torch.utils.flop_counter import FlopCounterMode
 from paperworks.common.activations import Batch, evaluating, model_arguments
 
 
-def footprint(model: nn.Module) -> dict[str, int]:
-    """Bytes that a model's tensors take.
+def footprint(model: nn.Module | Mapping[str, Tensor]) -> dict[str, int]:
+    """Bytes that a model's tensors take, in memory and in the file that `save_tensors` writes.
 
-    Tensors that share memory count once, as they do in a `state_dict` on disk. Zeros cost what
-    other numbers cost: a mask alone makes no model smaller.
+    Tensors that share memory count once. Zeros cost what other numbers cost: a mask alone makes no
+    model smaller.
 
     Args:
-        model: any module, on any device.
+        model: any module, on any device; or tensors by name, as `integer_state_dict` gives them.
 
     Returns:
-        Bytes of "parameters", of "buffers" (those left out of the `state_dict`, too), and "total".
+        Bytes by kind, and "total". Kinds are "parameters" and "buffers" (those left out of the
+        `state_dict`, too), and whatever else modules with an attribute `stored_as` call their own
+        tensors: `{"indices": "indices"}` for a module that has a buffer of this name. Of tensors by
+        name there is the total alone.
 
     >>> footprint(nn.Linear(4, 2))
     {'parameters': 40, 'buffers': 0, 'total': 40}
     """
+    if isinstance(model, Mapping):
+        return {"total": _bytes(model.values(), set())}
+    sizes = {"parameters": 0, "buffers": 0}
     seen: set[tuple[str, int]] = set()
-    sizes = {
-        "parameters": _bytes(model.parameters(), seen),
-        "buffers": _bytes(model.buffers(), seen),
-    }
+    for default, tensors_of in (
+        ("parameters", nn.Module.named_parameters),
+        ("buffers", nn.Module.named_buffers),
+    ):
+        for module in model.modules():
+            kinds = getattr(module, "stored_as", {})
+            for name, tensor in tensors_of(module, recurse=False):
+                kind = kinds.get(name, default)
+                sizes[kind] = sizes.get(kind, 0) + _bytes([tensor], seen)
     return {**sizes, "total": sum(sizes.values())}
 
 

@@ -1,4 +1,5 @@
 from .accepts import Accepts as Accepts
+from .augment import noise as noise
 from .augment import shift as shift
 from .batches import batches as batches
 from .datasets import DataSet as DataSet

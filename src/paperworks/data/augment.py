@@ -1,10 +1,32 @@
-"""Random changes of a batch of pictures, drawn from a generator."""
+"""Random changes of a batch, of pictures above all, drawn from a generator."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+
+def noise(x: Tensor, std: float, generator: torch.Generator) -> Tensor:
+    """Add independent normal noise to every number; nothing is clipped.
+
+    Args:
+        x: floating-point numbers of any shape, on any device.
+        std: standard deviation, in the units of x; 0 changes nothing.
+        generator: a source of random numbers, on any device.
+
+    Raises:
+        ValueError: x is of whole numbers, or std is negative.
+
+    >>> noise(torch.zeros(3), 0.1, torch.Generator().manual_seed(0))
+    tensor([ 0.1541, -0.0293, -0.2179])
+    """
+    if not x.is_floating_point():
+        raise ValueError(f"x must be floating-point, got {x.dtype}")
+    if not std >= 0:
+        raise ValueError(f"std must be >= 0, got {std!r}")
+    drawn = torch.randn(x.shape, generator=generator, device=generator.device, dtype=x.dtype)
+    return x + std * drawn.to(x.device)
 
 
 def shift(x: Tensor, max_shift: int, generator: torch.Generator) -> Tensor:

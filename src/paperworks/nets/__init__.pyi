@@ -1,6 +1,9 @@
 from .activations import make_activation as make_activation
+from .convnet import ConvNet as ConvNet
 from .mlp import MLP as MLP
 from .mobilenet import MobileNet as MobileNet
+from .residual import ResidualBlock as ResidualBlock
+from .residual import ResidualMLP as ResidualMLP
 from .sentences import SentenceEncoder as SentenceEncoder
 from .sentences import sentence_encoder as sentence_encoder
 from .training import History as History

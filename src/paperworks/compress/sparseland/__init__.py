@@ -19,18 +19,21 @@ from paperworks.compress.sparseland.during import (
 from paperworks.compress.sparseland.hardware import to_2_4
 from paperworks.compress.sparseland.masks import Masks, make_masks
 from paperworks.compress.sparseland.scoring import scores
+from paperworks.compress.sparseland.storage import dense_state_dict, sparse_state_dict
 
 __all__ = [
     "DynamicSparsity",
     "GradualPruning",
     "Masks",
     "Phase",
+    "dense_state_dict",
     "layer_densities",
     "lottery_ticket",
     "make_masks",
     "prunable",
     "prune_at_init",
     "scores",
+    "sparse_state_dict",
     "to_2_4",
     "training_macs",
 ]
