@@ -4,6 +4,8 @@ from .mlp import MLP as MLP
 from .mobilenet import MobileNet as MobileNet
 from .residual import ResidualBlock as ResidualBlock
 from .residual import ResidualMLP as ResidualMLP
+from .resnet import Residual as Residual
+from .resnet import ResNet as ResNet
 from .sentences import SentenceEncoder as SentenceEncoder
 from .sentences import sentence_encoder as sentence_encoder
 from .training import History as History
