@@ -4,7 +4,7 @@ import os
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
@@ -35,6 +35,7 @@ def generator(seed=0):
 # --- packing --------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(
     bits=st.integers(1, 8),
     shape=st.lists(st.integers(0, 7), max_size=3),

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from paperworks.data import noise
+from paperworks.data import crop_flip, noise
 
 
 def test_noise_is_normal_and_follows_its_generator():
@@ -22,3 +22,13 @@ def test_bad_noise():
         noise(torch.rand(2), float("nan"), torch.Generator())
     with pytest.raises(ValueError, match=r"x must be floating-point, got torch.int64"):
         noise(torch.arange(2), 1, torch.Generator())
+
+
+def test_crops_and_mirrors():
+    x = torch.arange(9.0).reshape(1, 1, 3, 3).repeat(400, 1, 1, 1)
+    mirrored = crop_flip(x, 0, torch.Generator().manual_seed(0))
+    same = (mirrored == x).flatten(1).all(1)
+    assert torch.equal(mirrored[~same], x[~same].flip(-1))
+    assert 150 < same.sum() < 250
+    moved = crop_flip(x, 1, torch.Generator().manual_seed(0))
+    assert len(moved.flatten(1).unique(dim=0)) == 18  # nine offsets, mirrored or not

@@ -133,7 +133,7 @@ def remove_channels(model: nn.Module, masks: Mapping[str, Tensor], example: Batc
         if not len(kept):
             raise ValueError(f"masks leave no channel of {group.name!r}")
         if len(kept) < group.size:
-            _shrink_(small, group, kept)
+            take_channels_(small, group, kept)
     _check_runs(small, example)
     return small
 
@@ -437,7 +437,8 @@ def _kept_channels(group: ChannelGroup, kept_rows: Mapping[str, Tensor]) -> Tens
     return torch.stack(rows).any(0).nonzero().flatten()
 
 
-def _shrink_(model: nn.Module, group: ChannelGroup, kept: Tensor) -> None:
+def take_channels_(model: nn.Module, group: ChannelGroup, kept: Tensor) -> None:
+    """Keeps these channels of a group, in this order, in every layer that has them; in place."""
     for name in group.producers:
         _take_rows_(model.get_submodule(name), group, kept)
     for name in group.grouped:

@@ -1,4 +1,5 @@
 from .accepts import Accepts as Accepts
+from .augment import crop_flip as crop_flip
 from .augment import noise as noise
 from .augment import shift as shift
 from .batches import batches as batches

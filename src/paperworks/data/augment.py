@@ -29,6 +29,28 @@ def noise(x: Tensor, std: float, generator: torch.Generator) -> Tensor:
     return x + std * drawn.to(x.device)
 
 
+def crop_flip(x: Tensor, padding: int, generator: torch.Generator) -> Tensor:
+    """Move each picture by up to `padding` pixels, and mirror half of them left to right.
+
+    The usual augmentation of small pictures: a random crop of the picture padded with zeros is a
+    `shift`.
+
+    Args:
+        x: pictures, shape (N, C, H, W).
+        padding: the largest offset in pixels.
+        generator: a source of random numbers, on any device.
+
+    Raises:
+        ValueError: see `shift`.
+
+    >>> crop_flip(torch.rand(5, 3, 8, 8), 1, torch.Generator()).shape
+    torch.Size([5, 3, 8, 8])
+    """
+    x = shift(x, padding, generator)
+    drawn = torch.rand(len(x), 1, 1, 1, generator=generator, device=generator.device)
+    return torch.where(drawn.to(x.device) < 0.5, x.flip(-1), x)
+
+
 def shift(x: Tensor, max_shift: int, generator: torch.Generator) -> Tensor:
     """Move each picture by whole pixels, at most `max_shift` up or down and left or right.
 

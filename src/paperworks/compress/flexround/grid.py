@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from paperworks.compress.blocks import checked_weight
+
 SMALLEST_SCALE = 1e-8
 """Keeps a row of zeros from a grid of step 0."""
 
@@ -84,17 +86,6 @@ def fit_scale(
         scale, zero_point = _asymmetric(rows, bits, method, p, steps)
     shape = (len(w), *[1] * (w.dim() - 1)) if per_channel else ()
     return scale.reshape(shape), zero_point.to(torch.int32).reshape(shape)
-
-
-def checked_weight(w: Tensor, per_channel: bool = False) -> Tensor:
-    """The values of a weight, without gradient and in at least float32; see `fit_scale`."""
-    if not w.is_floating_point():
-        raise TypeError(f"weight must be floating point, got {w.dtype}")
-    if w.numel() == 0 or (per_channel and w.dim() == 0):
-        raise ValueError(f"weight of shape {tuple(w.shape)} has nothing to round")
-    if not torch.isfinite(w).all():
-        raise ValueError("weight contains non-finite values")
-    return w.detach().to(torch.promote_types(w.dtype, torch.float32))
 
 
 @dataclass(frozen=True, eq=False)

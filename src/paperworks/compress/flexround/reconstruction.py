@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from paperworks.common.activations import (
-    Batch,
-    collect_activations,
-    evaluating,
-    find_modules,
-    first_tensor,
-    model_arguments,
+from paperworks.common.activations import Batch, evaluating, find_modules
+from paperworks.compress.blocks import (
+    LAYERS,
+    BlockReport,
+    BlockTask,
+    Substituted,
+    block_calls,
+    block_outputs,
+    check_disjoint,
+    check_order,
+    check_positive,
+    check_weights,
+    draws,
+    execution_order,
+    partition,
 )
-from paperworks.compress.flexround.grid import IntegerWeight, checked_weight, quant_range
+from paperworks.compress.flexround.grid import IntegerWeight, quant_range
 from paperworks.compress.flexround.rounding import (
     AdaQuant,
     AdaRound,
@@ -34,29 +40,7 @@ ROUNDINGS: dict[str, Callable[..., Rounding]] = {
     "adaquant": AdaQuant,
     "nearest": RoundToNearest,
 }
-LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-"""What is rounded: their weights have the output first and the input second."""
-
-Call = tuple[tuple[Any, ...], dict[str, Any]]
-"""Positional and keyword arguments that a block was called with."""
 MakeRounding = Callable[[Tensor, int], Rounding]
-
-
-@dataclass(frozen=True)
-class BlockReport:
-    """One block's reconstruction loss over the calibration inputs, and the weights in it.
-
-    Args:
-        name: the block.
-        loss_before: with weights rounded to nearest, as training starts.
-        loss_after: with the weights that are kept.
-        bits: for each weight its bits.
-    """
-
-    name: str
-    loss_before: float
-    loss_after: float
-    bits: dict[str, int]
 
 
 @dataclass
@@ -161,22 +145,22 @@ def reconstruct_(
     (torch.int8, True)
     """
     quant_range(bits)
-    _check_positive(iters=iters, lr=lr, batch_size=batch_size)
+    check_positive(iters=iters, lr=lr, batch_size=batch_size)
     make = _factory(rounding)
     generator = generator or torch.Generator().manual_seed(0)
-    batches = _partition(calibration, batch_size, generator)
+    batches = partition(calibration, batch_size, generator)
     parameters = dict(model.named_parameters())
     rounded: dict[str, Tensor] = {}
     report = Reconstruction()
     with evaluating(model):
         plan = _plan(model, blocks, batches[0], bits, quantize_first_last)
         for name, widths in plan.items():
-            targets = _outputs(model, name, batches)
-            calls = _calls(_Substituted(model, rounded), name, batches)
+            targets = block_outputs(model, name, batches)
+            calls = block_calls(Substituted(model, rounded), name, batches)
             roundings = {key: make(parameters[key], width) for key, width in widths.items()}
-            task = _Task(name, model.get_submodule(name), roundings, calls, targets)
+            task = _Training(name, model.get_submodule(name), roundings, calls, targets)
             before = task.loss()
-            task.train(iters, lr, generator)
+            task.learn(iters, lr, generator)
             report.blocks.append(BlockReport(name, before, task.loss(), widths))
             for key, trained in roundings.items():
                 report.weights[key] = trained.integer_weight(parameters[key])
@@ -189,78 +173,26 @@ def reconstruct_(
     return report
 
 
-class _Task:
-    """One block, its roundings (by the parameter's name in the model), its inputs and targets.
+class _Training(BlockTask):
+    """A block whose roundings are trained."""
 
-    The block's parameters are never touched: every forward substitutes the rounded ones.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        block: nn.Module,
-        roundings: dict[str, Rounding],
-        calls: list[Call],
-        targets: list[Tensor],
-    ) -> None:
-        self.name = name
-        self.block = block
-        parameters = block.named_parameters(remove_duplicate=False)
-        self.frozen = {key: p.detach() for key, p in parameters}
-        self.roundings = {_local(key, name): r for key, r in roundings.items()}
-        self.calls = calls
-        self.targets = targets
-
-    def train(self, iters: int, lr: float, generator: torch.Generator) -> None:
-        learned = [p for r in self.roundings.values() for p in r.parameters()]
+    def learn(self, iters: int, lr: float, generator: torch.Generator) -> None:
+        roundings: list[Any] = list(self.parametrizations.values())
+        learned = [p for rounding in roundings for p in rounding.parameters()]
         if not learned:
             return
-        self._mode(True)
+        self.train()
         optimizer = torch.optim.Adam(learned, lr=lr, fused=True)  # one pass over each tensor
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iters)
-        for step, i in zip(range(iters), _draws(len(self.calls), generator)):
+        for step, i in zip(range(iters), draws(len(self.calls), generator)):
             optimizer.zero_grad(set_to_none=True)
             with torch.enable_grad():
-                loss = self._batch_loss(i)
-                for rounding in self.roundings.values():
+                loss = self.batch_loss(i)
+                for rounding in roundings:
                     loss = loss + rounding.penalty(step / iters)
                 loss.backward()
             optimizer.step()
             schedule.step()
-
-    @torch.no_grad()
-    def loss(self) -> float:
-        """The mean over the calibration set with the weights that would be kept now."""
-        self._mode(False)
-        sizes = [len(target) for target in self.targets]
-        losses = [self._batch_loss(i).item() for i in range(len(sizes))]
-        mean = sum(n * loss for n, loss in zip(sizes, losses)) / sum(sizes)
-        if not math.isfinite(mean):
-            raise ValueError(f"the loss of block {self.name!r} became {mean}: lower lr")
-        return mean
-
-    def _batch_loss(self, i: int) -> Tensor:
-        args, kwargs = self.calls[i]
-        weights = {key: r(self.frozen[key]) for key, r in self.roundings.items()}
-        output = first_tensor(functional_call(self.block, {**self.frozen, **weights}, args, kwargs))
-        assert output is not None  # it was a tensor when the target was recorded
-        return _squared_error(output, self.targets[i])
-
-    def _mode(self, training: bool) -> None:
-        for rounding in self.roundings.values():
-            rounding.train(training)
-
-
-class _Substituted(nn.Module):
-    """The model with some parameters replaced, itself untouched; submodules are `model.<name>`."""
-
-    def __init__(self, model: nn.Module, parameters: dict[str, Tensor]) -> None:
-        super().__init__()
-        self.model = model
-        self.substitutes = parameters
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return functional_call(self.model, self.substitutes, args, kwargs, tie_weights=False)
 
 
 def _plan(
@@ -268,9 +200,9 @@ def _plan(
 ) -> dict[str, dict[str, int]]:
     """For each block the bits of every weight in it, by the parameter's name in the model."""
     modules = find_modules(model, blocks, "block")
-    _check_disjoint(blocks)
-    order = _execution_order(model, batch)
-    _check_order(blocks, order)
+    check_disjoint(blocks)
+    order = execution_order(model, batch)
+    check_order(blocks, order)
     everything = dict(model.named_modules())
     weighted = [name for name in order if isinstance(everything[name], (*LAYERS, nn.Embedding))]
     ends = [] if quantize_first_last else weighted[:1] + weighted[-1:]
@@ -286,106 +218,8 @@ def _plan(
         plan[name] = {
             f"{layer}.weight".strip("."): 8 if layer in ends else bits for layer in layers
         }
-    _check_weights(model, [key for widths in plan.values() for key in widths])
+    check_weights(model, [key for widths in plan.values() for key in widths])
     return plan
-
-
-def _execution_order(model: nn.Module, batch: Batch) -> list[str]:
-    """Names of submodules, one for every time that one finished."""
-    order: list[str] = []
-    handles = [
-        module.register_forward_hook(lambda *_, name=name: order.append(name))
-        for name, module in model.named_modules()
-    ]
-    args, kwargs = model_arguments(model, batch)
-    try:
-        with torch.no_grad():
-            model(*args, **kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return order
-
-
-def _outputs(model: nn.Module, block: str, batches: list[Batch]) -> list[Tensor]:
-    """What the full-precision block gives for each batch."""
-    outputs: list[Tensor] = []
-    collect_activations(
-        model,
-        batches,
-        [block],
-        reduce=lambda activations, _: outputs.append(activations[block]),
-        early_stop=True,
-    )
-    _check_function(model, block, batches[0], outputs[0])
-    return outputs
-
-
-def _calls(model: nn.Module, block: str, batches: list[Batch]) -> list[Call]:
-    """What the block is called with for each batch; `model` wraps the user's."""
-    name = f"model.{block}".strip(".")
-    calls: list[Call] = []
-    collect_activations(
-        model,
-        batches,
-        [name],
-        of="input",
-        transform=lambda call: call,
-        reduce=lambda activations, _: calls.append(activations[name]),
-        early_stop=True,
-    )
-    return calls
-
-
-def _partition(calibration: Any, size: int, generator: torch.Generator) -> list[Batch]:
-    """The calibration inputs, shuffled, as batches of one size (the last may be smaller)."""
-    given = [calibration] if isinstance(calibration, Tensor | Mapping) else list(calibration)
-    if not given:
-        raise ValueError("calibration is empty")
-    if all(isinstance(batch, Mapping) for batch in given):
-        inputs = {key: _joined([batch[key] for batch in given]) for key in given[0]}
-    else:
-        inputs = {"": _joined([model_arguments(nn.Identity(), batch)[0][0] for batch in given])}
-    lengths = {len(x) for x in inputs.values() if isinstance(x, Tensor)}
-    if lengths == {0} or not lengths:
-        raise ValueError("calibration is empty")
-    if len(lengths) > 1:
-        raise ValueError(f"calibration has tensors of different lengths: {sorted(lengths)}")
-    (n,) = lengths
-    order = torch.randperm(n, generator=generator, device=generator.device).cpu()
-    parts = [
-        {key: x[i.to(x.device)] if isinstance(x, Tensor) else x for key, x in inputs.items()}
-        for i in order.split(size)
-    ]
-    return [part[""] for part in parts] if "" in inputs else parts
-
-
-def _joined(values: list[Any]) -> Any:
-    """Tensors one after the other; of anything else the first."""
-    if not isinstance(values[0], Tensor):
-        return values[0]
-    shapes = {tuple(value.shape[1:]) for value in values}
-    if len(shapes) > 1 or values[0].dim() == 0:
-        raise ValueError(
-            f"calibration batches of shapes {[tuple(v.shape) for v in values[:4]]} do not fit "
-            "together: samples must have one shape"
-        )
-    return torch.cat(values)
-
-
-def _draws(n: int, generator: torch.Generator) -> Iterator[int]:
-    while True:
-        yield from torch.randperm(n, generator=generator, device=generator.device).tolist()
-
-
-def _squared_error(output: Tensor, target: Tensor) -> Tensor:
-    dtype = torch.promote_types(target.dtype, torch.float32)
-    square = (output.to(dtype) - target.to(dtype)).square()
-    return square.sum(1).mean() if square.dim() > 1 else square.mean()
-
-
-def _local(key: str, block: str) -> str:
-    return key.removeprefix(f"{block}.") if block else key
 
 
 def _factory(rounding: str | MakeRounding) -> MakeRounding:
@@ -395,61 +229,3 @@ def _factory(rounding: str | MakeRounding) -> MakeRounding:
         names = ", ".join(map(repr, ROUNDINGS))
         raise ValueError(f"rounding must be {names} or a function, got {rounding!r}")
     return ROUNDINGS[rounding]
-
-
-def _check_positive(**values: float) -> None:
-    for name, value in values.items():
-        if not value > 0:
-            raise ValueError(f"{name} must be positive, got {value!r}")
-
-
-def _check_disjoint(blocks: Sequence[str]) -> None:
-    if not blocks:
-        raise ValueError("blocks is empty")
-    for i, name in enumerate(blocks):
-        for other in blocks[:i]:
-            if name == other:
-                raise ValueError(f"block {name!r} is named twice")
-            inner, outer = sorted((name, other), key=len, reverse=True)
-            if not outer or inner.startswith(f"{outer}."):
-                raise ValueError(f"block {inner!r} lies inside block {outer!r}")
-
-
-def _check_order(blocks: Sequence[str], order: list[str]) -> None:
-    for name in blocks:
-        if order.count(name) != 1:
-            times = "did not run" if name not in order else f"ran {order.count(name)} times"
-            raise ValueError(f"block {name!r} {times} in a forward of the model, must run once")
-    executed = [name for name in order if name in blocks]
-    if executed != list(blocks):
-        raise ValueError(f"blocks must be in execution order, which is {executed}")
-
-
-def _check_weights(model: nn.Module, keys: list[str]) -> None:
-    names: dict[int, list[str]] = {}
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    for name, parameter in parameters.items():
-        names.setdefault(id(parameter), []).append(name)
-    for key in keys:
-        if key not in parameters:
-            raise ValueError(f"{key!r} is no plain parameter: remove its parametrisation first")
-        if len(names[id(parameters[key])]) > 1:
-            raise ValueError(
-                f"one weight is shared by {names[id(parameters[key])]}: give each a copy first"
-            )
-        try:
-            checked_weight(parameters[key])
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"{key}: {error}") from None
-
-
-def _check_function(model: nn.Module, block: str, batch: Batch, expected: Tensor) -> None:
-    """A block with a memory, such as a transformer's cache, cannot be trained on its own."""
-    ((args, kwargs),) = _calls(_Substituted(model, {}), block, [batch])
-    with torch.no_grad():
-        again = first_tensor(model.get_submodule(block)(*args, **kwargs))
-    if again is None or not torch.allclose(again, expected, rtol=1e-2, atol=1e-4):
-        raise ValueError(
-            f"block {block!r} gives something else when called again with the same arguments: does "
-            "it keep a cache (use_cache=False), or draw random numbers?"
-        )

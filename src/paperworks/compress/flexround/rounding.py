@@ -11,9 +11,9 @@ from torch.nn.utils import parametrize
 
 from paperworks.common.activations import evaluating
 from paperworks.common.autograd import straight_through
+from paperworks.compress.blocks import checked_weight
 from paperworks.compress.flexround.grid import (
     IntegerWeight,
-    checked_weight,
     fit_scale,
     quant_range,
 )

@@ -1,0 +1,1 @@
+"""What `parts.py` measures, field by field."""
