@@ -18,25 +18,9 @@ TINY_PICTURES = {"bits": 3, "calibration": 6, "iterations": 2, "batch_size": 4}
 TINY_TEXT = {"sequences": 4, "context": 8, "iterations": 2, "batch_size": 2}
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    """Modules draw their weights from the global generator."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-
-
 @pytest.fixture
-def photos(tmp_path):
-    """Class folders of pictures, as ImageNet's would be."""
-    image = pytest.importorskip("PIL.Image")
-    generator = torch.Generator().manual_seed(0)
-    for label in ("cat", "dog", "eel"):
-        (tmp_path / "photos" / label).mkdir(parents=True)
-        for i in range(8):
-            pixels = torch.randint(256, (40, 40, 3), generator=generator, dtype=torch.uint8)
-            image.fromarray(pixels.numpy()).save(tmp_path / "photos" / label / f"{i}.png")
-    return f"folder:{tmp_path / 'photos'}?size=32"
+def photos(photo_folder):
+    return f"folder:{photo_folder}?size=32"
 
 
 def classifier(kind, folder, labels):

@@ -18,25 +18,9 @@ from paperworks.study.run import Run
 TINY = {"batch": 6, "epochs": 1, "finetune": 2, "warmup": 1, "pictures": 6}
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    """Modules draw their weights from the global generator."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-
-
 @pytest.fixture
-def photos(tmp_path):
-    """Class folders of pictures, as ImageNet's would be."""
-    image = pytest.importorskip("PIL.Image")
-    generator = torch.Generator().manual_seed(0)
-    for label in ("cat", "dog", "eel"):
-        (tmp_path / "photos" / label).mkdir(parents=True)
-        for i in range(8):
-            pixels = torch.randint(256, (20, 20, 3), generator=generator, dtype=torch.uint8)
-            image.fromarray(pixels.numpy()).save(tmp_path / "photos" / label / f"{i}.png")
-    return f"folder:{tmp_path / 'photos'}?size=16&channels=3"
+def photos(photo_folder):
+    return f"folder:{photo_folder}?size=16&channels=3"
 
 
 def deit(folder, width, labels=3):

@@ -17,14 +17,6 @@ SIZES = {
 TINY = {"evaluations": 4, "batch_size": 4, "length": 8, "lr": 1e-3}
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    """Modules draw their weights from the global generator."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-
-
 def metrics_of(experiment, method, cell):
     run = Run(0, methods=experiment.methods)
     metrics = study.trial(Setting(cell, method=method), run)
@@ -37,16 +29,8 @@ def full_cell(experiment, **wanted):
 
 
 @pytest.fixture
-def photos(tmp_path):
-    """Class folders of pictures, as CIFAR's would be."""
-    image = pytest.importorskip("PIL.Image")
-    generator = torch.Generator().manual_seed(0)
-    for label in ("cat", "dog", "eel"):
-        (tmp_path / "photos" / label).mkdir(parents=True)
-        for i in range(8):
-            pixels = torch.randint(256, (16, 16, 3), generator=generator, dtype=torch.uint8)
-            image.fromarray(pixels.numpy()).save(tmp_path / "photos" / label / f"{i}.png")
-    return f"folder:{tmp_path / 'photos'}?size=16"
+def photos(photo_folder):
+    return f"folder:{photo_folder}?size=16"
 
 
 @pytest.mark.slow

@@ -13,32 +13,8 @@ from paperworks.study.run import Run
 TINY = {"width": 4, "epochs": 1, "batch": 16, "train": 0.8, "val": 0.2}
 
 
-def tiny_hub(name, *_, **__):
-    """What `datasets.load_dataset` returns for CIFAR and ImageNet, with few pictures."""
-    datasets, image = pytest.importorskip("datasets"), pytest.importorskip("PIL.Image")
-    picture, label = {
-        "uoft-cs/cifar10": ("img", "label"),
-        "uoft-cs/cifar100": ("img", "fine_label"),
-        "ILSVRC/imagenet-1k": ("image", "label"),
-    }[name]
-    features = {picture: datasets.Image(), label: datasets.ClassLabel(num_classes=3)}
-    generator = torch.Generator().manual_seed(0)
-    side = 40 if "imagenet" in name else 32
-
-    def part(n):
-        pixels = torch.randint(256, (n, side, side, 3), generator=generator, dtype=torch.uint8)
-        rows = {picture: [image.fromarray(p.numpy()) for p in pixels]}
-        rows[label] = [i % 3 for i in range(n)]
-        return datasets.Dataset.from_dict(rows, features=datasets.Features(features))
-
-    splits = {"train": part(40), "test" if "cifar" in name else "validation": part(12)}
-    return datasets.DatasetDict(splits)
-
-
 @pytest.mark.slow
-def test_every_full_cell_runs_on_tiny_data(monkeypatch):
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(datasets, "load_dataset", tiny_hub)
+def test_every_full_cell_runs_on_tiny_data(tiny_hub):
     seen = set()
     for experiment in study.study.experiments:
         for cell in experiment.cells("full"):

@@ -65,13 +65,14 @@ CHAINS: dict[str, tuple[list[int], list[int]]] = {
     "vgg19": ([64] * 2 + [128] * 2 + [256] * 4 + [512] * 8, [1, 3, 7, 11, 15]),
 }
 """Widths of the convolutions, and after which of them pictures are halved."""
+STAGE_WIDTHS = (64, 128, 256, 512)
 RESIDUAL = {"resnet18": [2, 2, 2, 2], "resnet34": [3, 4, 6, 3]}
 
 
 def make_network(name: str, shape: torch.Size, classes: int, factor: float = 1.0) -> nn.Module:
     """A teacher for pictures of this shape, or one that is `factor` times as wide."""
     if name in RESIDUAL:
-        widths = [max(1, round(factor * width)) for width in (64, 128, 256, 512)]
+        widths = [max(1, round(factor * width)) for width in STAGE_WIDTHS]
         return nets.ResNet(shape[0], widths, RESIDUAL[name], num_classes=classes)
     widths, pool_after = CHAINS[name]
     return nets.ConvNet(
@@ -95,7 +96,7 @@ class Task:
             self.data.train,
             setting.batch,
             run.rng("batches"),
-            augment=partial(data.crop_flip, padding=4) if setting.augment else None,
+            augment=crop_flip if setting.augment else None,
         )
         self.valid = [(x, y) for x, y in data.batches(self.data.val, 500, torch.Generator())]
         self.example = next(iter(data.batches(self.data.val, 1, torch.Generator())))[0]
@@ -152,6 +153,10 @@ class Task:
 
 def size(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def crop_flip(x: Tensor, generator: torch.Generator) -> Tensor:
+    return data.crop_flip(x, 4, generator)
 
 
 def cross_entropy(device: torch.device, model: nn.Module, batch: Any) -> Tensor:

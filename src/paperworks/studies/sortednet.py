@@ -213,7 +213,7 @@ class Task:
         if self.setting.noise:
             return lambda x, generator: data.noise(x, self.setting.noise, generator)
         if self.setting.get("augment"):
-            return partial(data.crop_flip, padding=4)
+            return lambda x, generator: data.crop_flip(x, 4, generator)
         return None
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:

@@ -277,8 +277,8 @@ def _child(
     model: nn.Module, plan: Plan, example: Tensor, generator: torch.Generator | None
 ) -> nn.Module | None:
     x = example[:1]
-    output = _output(model, x)
     reference = next(model.parameters(), x)
+    output = _output(model, x.to(reference.device))
     try:
         with _drawing(generator):
             child, y = _rebuilt(model, "", plan, x.detach().cpu(), {})
