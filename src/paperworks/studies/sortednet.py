@@ -578,6 +578,8 @@ study = Study(
             "each with as many gradients as all of SortedNet",
             within(accuracy.mean("sortednet"), alone_accuracy.mean("alone"), 0.015),
             margin="ours",
+            note="Training is short: with three times the gradients (development seeds 0-2) the mean "
+            "over all widths rises from 0.89 to 0.91.",
         ),
         Claim(
             "C3",
@@ -602,6 +604,8 @@ study = Study(
                 higher(tau.mean("sortednet"), 0.8),
             ),
             margin="ours",
+            note="Tau is 0.89 in the mean, on eight widths of which the larger ones are nearly as "
+            "good as each other: one neighbouring pair in the wrong order costs 0.07.",
         ),
         Claim(
             "C6",
