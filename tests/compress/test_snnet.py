@@ -878,3 +878,15 @@ def test_short_chains_and_blocks_without_tensors():
     anchor = AnchorAdapter(model, "0", ["1"], "2")
     with pytest.raises(TypeError, match="must give a tensor, or a tuple that starts with one, got"):
         anchor(randn(2, 12))
+
+
+def test_widths_that_change_inside_a_window():
+    def chain(a, b):
+        return nets.ConvNet(1, [a, a, b, b], norm=None)
+
+    anchors, x = [chain(4, 8), chain(8, 16)], torch.rand(50, 1, 8, 8)
+    with pytest.raises(ValueError, match=r"have widths 8 and 8, others of their window 4 and 8"):
+        StitchableNetwork(anchors, x[:1])
+    net = StitchableNetwork(anchors, x[:1], window=1)
+    net.initialize(x)
+    assert all(torch.isfinite(net.materialize(id)(x)).all() for id in range(len(net.configs)))

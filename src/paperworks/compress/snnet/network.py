@@ -58,8 +58,9 @@ class StitchableNetwork(nn.Module):
 
     Raises:
         ValueError: fewer than two anchors, anchors that are not ordered by non-decreasing cost,
-            whose grids, numbers of stages or contexts differ, or whose depths cannot be stitched
-            that way; a window or stride that is no positive integer; an unknown direction.
+            whose grids, numbers of stages or contexts differ, whose depths cannot be stitched that
+            way, or whose widths change inside a window; a window or stride that is no positive
+            integer; an unknown direction.
         TypeError: an anchor that is no module, an example of none of the kinds above.
 
     Running statistics of batch norms are shared by all paths and right for none. Before a stitch is
@@ -106,6 +107,7 @@ class StitchableNetwork(nn.Module):
             _check_meeting(x, y, config, adapters)
             if config.layer == len(layers):
                 layers.append(_stitch_layer(x, y, config, adapters, generator))
+            _check_widths(layers[config.layer], x, y, config, adapters)  # type: ignore[index]
         super().__init__()
         self.anchors = nn.ModuleList(copy.deepcopy(anchor) for anchor in adapters)
         self.stitches = nn.ModuleList(layers)
@@ -291,6 +293,23 @@ def _check_meeting(
     if (x.dtype, x.device) != (y.dtype, y.device):
         kinds = f"{x.dtype} on {x.device} and {y.dtype} on {y.device}"
         raise ValueError(f"anchors must share dtype and device, got {kinds}, {where}")
+
+
+def _check_widths(
+    layer: StitchLayer, x: Tensor, y: Tensor, config: StitchConfig, adapters: list[AnchorAdapter]
+) -> None:
+    """Stitches of one window share a layer, which has one width on either side."""
+    widths = [
+        _rows(h, adapters[anchor]).shape[1]
+        for h, anchor in ((y, config.target), (x, config.source))
+    ]
+    if list(layer.weight.shape) != widths:
+        raise ValueError(
+            f"block {config.i} of anchor {config.source} and block {config.k} of anchor "
+            f"{config.target} have widths {widths[1]} and {widths[0]}, others of their window "
+            f"{layer.weight.shape[1]} and {layer.weight.shape[0]}: pass window=1, or put blocks of "
+            "one width into a stage"
+        )
 
 
 def _grid(h: Tensor, anchor: AnchorAdapter) -> tuple[int, ...]:
