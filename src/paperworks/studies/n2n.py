@@ -368,8 +368,8 @@ study = Study(
             ),
             margin="ours",
             note="Many shrunk children are larger than their parent and earn -1: any ratio below 1 "
-            "turns a pooling of 2 x 2 into none, and the last layer grows. Removal alone compresses "
-            "nearly nine times.",
+            "turns a pooling of 2 x 2 into none, and the last layer grows. Removal alone makes the "
+            "network nine times smaller.",
         ),
         Claim(
             "C5",
