@@ -44,8 +44,9 @@ def pack_bits(values: Tensor, bits: int) -> Tensor:
     if least < 0 or most >= 2**bits:
         raise ValueError(f"values must be in [0, {2**bits}) for {bits} bits, got {least} to {most}")
     flat = values.flatten().to(torch.uint8)
-    if bits == 8:
-        return flat.clone()
+    if 8 % bits == 0:  # whole numbers fit into a byte
+        padded = functional.pad(flat, (0, -flat.numel() % (8 // bits)))
+        return (padded.view(-1, 8 // bits) << _places(8, flat, bits)).sum(1, dtype=torch.uint8)
     stream = flat[:, None] >> _places(bits, flat) & 1
     padded = functional.pad(stream.flatten(), (0, -flat.numel() * bits % 8))
     return (padded.view(-1, 8) << _places(8, flat)).sum(1, dtype=torch.uint8)
@@ -70,8 +71,9 @@ def unpack_bits(packed: Tensor, bits: int, shape: Iterable[int]) -> Tensor:
             f"packed must be uint8 of shape ({expected},) for {bits} bits a number and shape "
             f"{shape}, got {packed.dtype} of shape {tuple(packed.shape)}"
         )
-    if bits == 8:
-        return packed.reshape(shape).clone()
+    if 8 % bits == 0:
+        numbers = packed[:, None] >> _places(8, packed, bits) & (2**bits - 1)
+        return numbers.flatten()[:size].view(shape)
     stream = (packed[:, None] >> _places(8, packed) & 1).flatten()[: size * bits]
     return (stream.view(size, bits) << _places(bits, packed)).sum(1, dtype=torch.uint8).view(shape)
 
@@ -136,8 +138,9 @@ def _check_bits(bits: int) -> None:
         raise ValueError(f"bits must be in [1, 8], got {bits!r}")
 
 
-def _places(bits: int, like: Tensor) -> Tensor:
-    return torch.arange(bits, dtype=torch.uint8, device=like.device)
+def _places(end: int, like: Tensor, step: int = 1) -> Tensor:
+    """By how much to shift: 0, step, ... below `end`."""
+    return torch.arange(0, end, step, dtype=torch.uint8, device=like.device)
 
 
 def _place(tensor: Tensor) -> Any:
