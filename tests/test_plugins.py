@@ -30,7 +30,7 @@ study = "tiny_papers.study"
 [[faceoff]]
 slug = "doublers"
 title = "Who doubles best"
-field = "compress"
+field = "generative"
 summary = "Puts doublers beside each other."
 study = "tiny_papers.duel"
 """
@@ -164,7 +164,7 @@ def test_it_runs_and_its_results_are_listed(tiny, tmp_path):
 
 def test_a_faceoff_runs_by_its_field_with_the_options_of_run(tiny):
     words = ["--dev", "--jobs", "0", "--seeds", "3", "--set", "least=2.0", "--json"]
-    (results,) = json.loads(tiny("faceoff", "compress", *words))
+    (results,) = json.loads(tiny("faceoff", "generative", *words))
     assert results["slug"] == "doublers"
     assert {trial["seed"] for trial in results["trials"]} == {0, 1, 2}
     assert all(trial["setting"]["least"] == 2.0 for trial in results["trials"])
@@ -192,7 +192,8 @@ def test_it_is_reported(tiny, tmp_path):
 
 def test_a_field_without_a_faceoff_is_one_line(tiny):
     said = tiny("faceoff", "vision", code=2)
-    assert said == "paperworks: vision has no face-off yet: choose from compress, wide\n"
+    fields = "compress, wide, generative"
+    assert said == f"paperworks: vision has no face-off yet: choose from {fields}\n"
 
 
 def test_a_development_install_is_found(tmp_path):

@@ -420,6 +420,62 @@ def small_deit() -> Callable[[], Any]:
     return torch.inference_mode()(lambda: np.array(model(x).logits.shape))
 
 
+# ---- sparseland: a step of sparse training beside a dense one
+
+
+def training_steps(sparse: bool) -> Callable[[], Any]:
+    """A hundred steps, with one exchange of weights among them where they are sparse."""
+    from paperworks import nets
+    from paperworks.compress import DynamicSparsity, Masks, make_masks, scores
+
+    torch.manual_seed(0)
+    model = nets.MLP([1024, 1024, 1024, 10])
+    x, y = torch.randn(256, 1024), torch.randint(10, (256,))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+    after: Callable[[], Any] | None = None
+    if sparse:
+        masks = Masks(model, make_masks(scores(model, "random"), 0.1))
+        masks.attach(optimizer)
+        after = DynamicSparsity(masks, optimizer, every=100, total_steps=10_000).step
+
+    def steps() -> Any:
+        for _ in range(100):
+            optimizer.zero_grad(set_to_none=True)
+            loss = torch.nn.functional.cross_entropy(model(x), y)
+            loss.backward()
+            if after is None or not after():
+                optimizer.step()
+        return np.array([loss.item()])
+
+    return steps
+
+
+# ---- packing: ten million numbers of three bits
+
+
+def small_numbers() -> np.ndarray:
+    return rng().integers(0, 8, 10_000_000, dtype=np.uint8)
+
+
+def our_packing() -> Callable[[], Any]:
+    from paperworks.compress import pack_bits, unpack_bits
+
+    values = torch.from_numpy(small_numbers())
+    return lambda: unpack_bits(pack_bits(values, 3), 3, values.shape).numpy()
+
+
+def their_packing() -> Callable[[], Any]:
+    values = small_numbers()
+
+    def run() -> Any:
+        bits = values[:, None] >> np.arange(3, dtype=np.uint8) & 1
+        packed = np.packbits(bits, bitorder="little")
+        stream = np.unpackbits(packed, count=bits.size, bitorder="little").reshape(bits.shape)
+        return (stream << np.arange(3, dtype=np.uint8)).sum(1, dtype=np.uint8)
+
+    return run
+
+
 CASES = {
     "flexround": Case(
         f"FlexRound, {STEPS} steps, Linear 768 x 3072, batch 32 x 128",
@@ -433,6 +489,18 @@ CASES = {
         "torch.nn.utils.prune",
         {"ours": our_masks, "peer": their_masks},
         same_counts,
+    ),
+    "rigl": Case(
+        "100 steps at a tenth of the weights, RigL every 100, MLP of 1024, batch 256",
+        "dense steps",
+        {"ours": lambda: training_steps(True), "peer": lambda: training_steps(False)},
+        lambda ours, peer: f"loss {ours[0]:.2f} | {peer[0]:.2f}",
+    ),
+    "packing": Case(
+        "packing and unpacking 10 million numbers of 3 bits",
+        "numpy.packbits",
+        {"ours": our_packing, "peer": their_packing},
+        lambda ours, peer: "equal" if (ours == peer).all() else "not equal",
     ),
     "snnk": Case(
         "SNNK layer 768 x 3072, m = 64, forward + backward, batch 32 x 128",

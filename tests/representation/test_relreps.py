@@ -82,8 +82,9 @@ def test_check_2_invariant_to_rotation_and_positive_scaling(
     torch.testing.assert_close(
         relative_projection(c * z @ q, a * anchors @ q), r, atol=1e-6, rtol=0
     )
-    stretch = torch.arange(1, d + 1)
-    assert (relative_projection(z * stretch, anchors * stretch) - r).abs().max() > 1e-4
+    z, anchors, stretch = gaussian(8, d), gaussian(8, d, seed=1), torch.arange(1, d + 1)
+    stretched = relative_projection(z * stretch, anchors * stretch)
+    assert (stretched - relative_projection(z, anchors)).abs().max() > 1e-4
 
 
 def test_check_3_anchors_among_themselves() -> None:
