@@ -162,3 +162,16 @@ def test_the_frontier_shows_every_method_and_below_those_that_save_multiply_adds
     assert labels[1] == ["channels"]
     assert study.sentences_frontier(frame).axes  # not run: empty axes
     figure.canvas.draw()
+
+
+@pytest.mark.slow
+def test_every_method_runs_at_full_scale_on_little_data(tiny_hub):
+    few = {"steps": 2, "inputs": 12, "iterations": 1, "batch": 4, "epochs": 1, "network": "small"}
+    for experiment in (study.pictures, study.half):
+        first = {cell.method: cell for cell in reversed(list(experiment.cells("full")))}
+        assert set(first) == set(experiment.methods)
+        for cell in first.values():
+            run = Run(0, methods=experiment.methods)
+            metrics = experiment.trial(Setting(cell | few), run)
+            assert 0 <= metrics["accuracy"] <= 1
+            assert metrics["bytes"] < 1 or cell.method == "n2n"  # all of few may be misfits
