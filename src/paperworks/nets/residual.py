@@ -16,6 +16,10 @@ class ResidualBlock(nn.Module):
         activation: see `MLP`.
 
     Shapes: input and output (..., width).
+
+    >>> import torch
+    >>> ResidualBlock(width=8, hidden=16)(torch.rand(2, 8)).shape
+    torch.Size([2, 8])
     """
 
     def __init__(self, width: int, hidden: int, activation: Activation = "gelu") -> None:

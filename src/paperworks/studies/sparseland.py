@@ -304,15 +304,12 @@ def noisy(part: Any, deviation: float, generator: torch.Generator) -> Any:
     if not deviation:
         return part
     x, y = part.tensors()
-    x = x + deviation * torch.randn(x.shape, generator=generator)
-    return data.Split(x, y, part.ids)
+    return data.Split(data.noise(x, deviation, generator), y, part.ids)
 
 
 def crop_flip(x: Tensor, generator: torch.Generator) -> Tensor:
     """Shifts by up to an eighth of the width, and mirrors half of the pictures."""
-    x = data.shift(x, x.shape[-1] // 8, generator)
-    flip = torch.rand(len(x), 1, 1, 1, generator=generator) < 0.5
-    return torch.where(flip, x.flip(-1), x)
+    return data.crop_flip(x, x.shape[-1] // 8, generator)
 
 
 def cross_entropy(device: torch.device, model: nn.Module, batch: Any) -> Tensor:

@@ -91,6 +91,14 @@ class ShrinkagePolicy(nn.Module):
 
     Raises:
         ValueError: ratios outside (0, 1].
+
+    >>> from paperworks.compress import describe_layers
+    >>> layers = describe_layers(nn.Sequential(nn.Conv2d(1, 32, 3), nn.ReLU()))
+    >>> free = torch.zeros(2, 5, dtype=torch.bool)
+    >>> free[0, 3] = True  # the width of the convolution
+    >>> actions, log_prob = ShrinkagePolicy().sample(layers, free, rollouts=4)
+    >>> actions.shape, (actions >= 0).sum().item()
+    (torch.Size([4, 2, 5]), 4)
     """
 
     def __init__(
@@ -175,6 +183,12 @@ class Reinforce:
 
     Raises:
         ValueError: an unknown credit, a decay outside [0, 1).
+
+    >>> policy = RemovalPolicy()
+    >>> reinforce = Reinforce(policy, lr=0.003)
+    >>> layers, free = torch.ones(3, 5), torch.ones(3, dtype=torch.bool)
+    >>> actions, log_prob = policy.sample(layers, free, rollouts=4)
+    >>> reinforce.step(log_prob, rewards=actions.float().mean(1))  # for keeping layers
     """
 
     def __init__(

@@ -114,6 +114,13 @@ def distill(
 
     Raises:
         ValueError: the loader gives nothing, or epochs is not a positive integer.
+
+    Ashok et al. 2018, arXiv 1709.06030: logits without softmax or temperature.
+
+    >>> teacher, x = nn.Linear(4, 2), torch.rand(32, 4)
+    >>> student = distill(teacher, nn.Linear(4, 2), [x], epochs=300, lr=0.05, weight_decay=0.0)
+    >>> torch.allclose(student(x), teacher(x), atol=0.1)
+    True
     """
     if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
         raise ValueError(f"epochs must be a positive integer, got {epochs!r}")
@@ -222,6 +229,12 @@ class N2N:
         ValueError: a teacher with nothing to remove or that its data do not pass through, no data,
             unknown stages, counts that are not positive integers, ratios outside (0, 1], a
             constraint that not even nothing could meet.
+
+    >>> teacher = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.BatchNorm1d(32), nn.Linear(32, 2))
+    >>> x, y = torch.rand(64, 8), torch.randint(2, (64,))
+    >>> result = N2N(teacher, [(x, y)], [(x, y)], stages=["removal"], iterations=2).fit()
+    >>> len(result.history), result.rewards("removal").shape
+    (10, torch.Size([2]))
     """
 
     def __init__(
@@ -422,6 +435,12 @@ def random_architectures(
 
     Raises:
         ValueError: as `N2N`.
+
+    >>> teacher = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.BatchNorm1d(32), nn.Linear(32, 2))
+    >>> x, y = torch.rand(64, 8), torch.randint(2, (64,))
+    >>> options = {"stages": ["removal"], "iterations": 2, "rollouts": 3}
+    >>> len(random_architectures(teacher, [(x, y)], [(x, y)], **options).history)
+    6
     """
     search = N2N(teacher, train, valid, **options)
     for policy in search.policies.values():
