@@ -7,6 +7,7 @@ from paperworks.common.activations import (
     collect_activations,
     evaluating,
     find_modules,
+    unit_rows,
 )
 
 
@@ -238,3 +239,73 @@ def test_layers_that_do_not_run_and_shapes_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match=r"'used' gives shapes \[\(2, 3\), \(2, 5\)\]"):
         collect_activations(model, [torch.rand(2, 3), torch.rand(2, 5)], ["used"])
     assert model.training
+
+
+# --- samples of rows ------------------------------------------------------------------------------
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_a_sample_of_rows_is_the_same_for_all_layers_and_networks(chain):
+    x = inputs(50, 3)
+    sample = {"max_rows": 7, "generator": seeded()}
+    kept = collect_activations(chain, x.split(8), ["0", "1"], **sample)
+    assert kept["0"].shape == (7, 4)
+    assert torch.equal(kept["0"].relu(), kept["1"])
+    other = collect_activations(nn.Identity(), x.split(8), [""], max_rows=7, generator=seeded())
+    torch.testing.assert_close(chain[0](other[""]), kept["0"])
+
+
+def test_a_sample_is_in_order_and_without_repetition():
+    x = torch.arange(1000.0)[:, None]
+    (kept,) = collect_activations(
+        nn.Identity(), x.split(30), [""], max_rows=100, generator=seeded()
+    ).values()
+    assert torch.equal(kept.flatten(), kept.flatten().unique(sorted=True))
+    assert len(kept) == 100
+
+
+def test_a_sample_is_uniform():
+    x = torch.arange(20.0)[:, None]
+    generator, counts = seeded(), torch.zeros(20)
+    for _ in range(400):
+        sample = {"max_rows": 5, "generator": generator}
+        kept = collect_activations(nn.Identity(), x.split(6), [""], **sample)[""]
+        counts[kept.flatten().long()] += 1
+    expected = 400 * 5 / 20
+    assert ((counts - expected).square() / expected).sum() < 43.8  # chi squared, 19, 0.1 %
+
+
+def test_fewer_rows_than_the_sample_are_all_kept(chain):
+    x = inputs(5, 3)
+    kept = collect_activations(chain, x.split(2), ["0"], max_rows=9, generator=seeded())["0"]
+    torch.testing.assert_close(kept, chain[0](x))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"max_rows": 0, "generator": seeded()}, "max_rows must be a positive integer, got 0"),
+        ({"max_rows": 3}, "needs generator="),
+        ({"max_rows": 3, "generator": seeded(), "reduce": print}, "reduce= keeps none"),
+    ],
+)
+def test_bad_samples(chain, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        collect_activations(chain, inputs(5, 3), ["0"], **arguments)
+
+
+def test_unit_rows():
+    maps = torch.arange(2 * 3 * 2 * 2).reshape(2, 3, 2, 2)
+    rows = unit_rows(maps)
+    assert rows.shape == (8, 3)
+    assert torch.equal(rows[5], maps[1, :, 0, 1])
+    sequence = torch.rand(2, 5, 3)
+    assert torch.equal(unit_rows((sequence, None)), sequence.flatten(0, 1))
+    assert torch.equal(unit_rows(sequence[0]), sequence[0])
+    with pytest.raises(TypeError, match="a dict"):
+        unit_rows({"x": sequence})
+    with pytest.raises(ValueError, match="shape"):
+        unit_rows(torch.rand(3))

@@ -1,6 +1,7 @@
 from .activations import ActivationRecorder as ActivationRecorder
 from .activations import collect_activations as collect_activations
 from .activations import evaluating as evaluating
+from .activations import unit_rows as unit_rows
 from .autograd import straight_through as straight_through
 from .losses import distillation_loss as distillation_loss
 from .ranking import average_precision as average_precision

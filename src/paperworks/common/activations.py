@@ -133,11 +133,14 @@ def collect_activations(
     transform: Callable[[Any], Any] | None = None,
     reduce: Callable[[dict[str, Any], Batch], None] | None = None,
     early_stop: bool = False,
+    max_rows: int | None = None,
+    generator: torch.Generator | None = None,
 ) -> dict[str, Tensor]:
     """What named layers give over many batches, in evaluation mode and without gradients.
 
-    Without `reduce` the activations of all batches end up in the CPU's memory. With it they are
-    there one batch at a time: hand it the `update` of whatever you accumulate.
+    By default the activations of all batches end up in the CPU's memory. Two things bound it: with
+    `reduce` they are there one batch at a time, so hand it the `update` of whatever you accumulate;
+    `max_rows` keeps a sample of them.
 
     Args:
         model: any module; its training flags are put back afterwards.
@@ -149,13 +152,18 @@ def collect_activations(
             random subset keeps memory small.
         reduce: `reduce(activations, batch)`, called after each batch with the activations by name.
         early_stop: leave each forward as soon as every layer has run.
+        max_rows: keep no more than so many rows (of the first dimension, after `transform`) of a
+            layer: a uniform sample without repetition, in the order in which they came. Layers that
+            give equally many rows a batch keep the same ones, in another network too if its
+            generator is in the same state.
+        generator: draws that sample.
 
     Returns:
         For each layer its activations, concatenated along the first dimension; empty with `reduce`.
 
     Raises:
         ValueError: an unknown name, no batches, a layer that did not run or ran twice, shapes that
-            cannot be concatenated.
+            cannot be concatenated; `max_rows` below 1, without a generator, or with `reduce`.
         TypeError: a layer or `transform` gives no tensor, or a batch is none of the kinds above.
 
     >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
@@ -170,13 +178,13 @@ def collect_activations(
     >>> torch.allclose(total, kept["1"].sum(0))
     True
     """
-    collected: dict[str, list[Tensor]] = {}
+    kept = _kept_rows(layers, max_rows, generator, reduce)
 
     def keep(activations: dict[str, Any], batch: Batch) -> None:
         for name, value in activations.items():
             if not isinstance(value, Tensor):
                 raise TypeError(f"transform gave {_describe(value)} for layer {name!r}, no tensor")
-            collected.setdefault(name, []).append(value.cpu())
+            kept[name].add(value)
 
     recorder = _CopyingRecorder(model, layers, of=of, transform=transform)
     recorder.early_stop = early_stop
@@ -194,7 +202,79 @@ def collect_activations(
             (reduce or keep)(activations, batch)
     if empty:
         raise ValueError("batches is empty")
-    return {name: _concatenate(name, parts) for name, parts in collected.items()}
+    return {} if reduce else {name: rows.joined() for name, rows in kept.items()}
+
+
+def unit_rows(output: Any) -> Tensor:
+    """A layer's output with one unit a column, one observation of all units a row.
+
+    For `transform=` where every pixel or token counts as a sample of its own: maps (B, C, H, W)
+    become (B·H·W, C), sequences (B, T, D) become (B·T, D), vectors (B, D) stay. Of a tuple or list
+    the first item is taken.
+
+    Raises:
+        TypeError: there is no tensor.
+        ValueError: a tensor of fewer than two dimensions.
+
+    >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU())
+    >>> rows = collect_activations(model, torch.rand(2, 1, 5, 5), ["1"], transform=unit_rows)["1"]
+    >>> rows.shape
+    torch.Size([18, 4])
+    """
+    x = first_tensor(output)
+    if x is None:
+        raise TypeError(
+            f"expected a layer's output to be or start with a tensor, got {_describe(output)}"
+        )
+    if x.dim() < 2:
+        raise ValueError(f"expected an output (B, units, ...), got shape {tuple(x.shape)}")
+    units_last = x.movedim(1, -1) if x.dim() > 3 else x
+    return units_last.reshape(-1, units_last.shape[-1])
+
+
+class _Rows:
+    """All rows of a layer, or a sample: those with the smallest of random keys."""
+
+    def __init__(self, name: str, most: int | None, generator: torch.Generator | None) -> None:
+        self._name = name
+        self._most = most
+        self._generator = generator
+        self._parts: list[Tensor] = []
+        self._keys = torch.empty(0, dtype=torch.float64)
+
+    def add(self, rows: Tensor) -> None:
+        if self._most is None:
+            self._parts.append(rows.cpu())
+            return
+        keys = torch.rand(len(rows), generator=self._generator, dtype=torch.float64)
+        if len(self._keys) == self._most:  # later rows are rarely small enough: move only those
+            small = keys < self._keys.max()
+            keys, rows = keys[small], rows[small.to(rows.device)]
+        self._parts.append(rows.cpu())
+        self._keys = torch.cat([self._keys, keys])
+        if len(self._keys) > self._most:
+            chosen = self._keys.topk(self._most, largest=False).indices.sort().values
+            self._keys, self._parts = self._keys[chosen], [self.joined()[chosen]]
+
+    def joined(self) -> Tensor:
+        return _concatenate(self._name, self._parts)
+
+
+def _kept_rows(
+    layers: Sequence[str],
+    most: int | None,
+    generator: torch.Generator | None,
+    reduce: Callable[..., None] | None,
+) -> dict[str, _Rows]:
+    if most is None:
+        return {name: _Rows(name, None, None) for name in layers}
+    if isinstance(most, bool) or not isinstance(most, int) or most < 1:
+        raise ValueError(f"max_rows must be a positive integer, got {most!r}")
+    if generator is None or reduce is not None:
+        missing = "needs generator=" if reduce is None else "keeps rows, reduce= keeps none"
+        raise ValueError(f"max_rows {missing}")
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    return {name: _Rows(name, most, torch.Generator().manual_seed(seed)) for name in layers}
 
 
 class _CopyingRecorder(ActivationRecorder):

@@ -3,6 +3,7 @@ from .augment import crop_flip as crop_flip
 from .augment import noise as noise
 from .augment import shift as shift
 from .batches import batches as batches
+from .classes import take_per_class as take_per_class
 from .datasets import DataSet as DataSet
 from .datasets import MapSplit as MapSplit
 from .datasets import Split as Split
