@@ -11,9 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import pdist
 from scipy.stats import pearsonr, spearmanr
+from sklearn.cross_decomposition import CCA
 from torch import Tensor, nn
 
-from paperworks.representation import MinibatchCKA, cka, procrustes_distance, rsa
+from paperworks.representation import (
+    MinibatchCKA,
+    cka,
+    procrustes_distance,
+    pwcca,
+    rsa,
+    svcca,
+)
 
 
 def debiased_cka(x: Tensor, y: Tensor) -> Tensor:
@@ -35,6 +43,9 @@ MEASURES: list[Callable[[Tensor, Tensor], Tensor]] = [
     euclidean_rsa,
     procrustes_distance,
 ]
+
+CORRELATIONS: list[Callable[[Tensor, Tensor], Tensor]] = [svcca, pwcca]
+"""Of canonical variables: blind to more than the others."""
 
 
 def gaussian(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -110,7 +121,7 @@ def test_invariances(seed: int, n: int, p: int, q: int) -> None:
         torch.testing.assert_close(measure(x[order], y[order]), value, atol=1e-8, rtol=0)
 
 
-@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("measure", [*MEASURES, *CORRELATIONS])
 def test_dimensions_after_the_first_are_features(measure) -> None:
     x, y = gaussian(8, 2, 3, 4), gaussian(8, 5, seed=1)
     assert measure(x, y) == measure(x.flatten(1), y)
@@ -205,7 +216,7 @@ def test_what_does_not_vary_is_at_no_correlation_and_the_largest_distance() -> N
     assert procrustes_distance(constant, torch.rand(5, 2)) == 2
 
 
-@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("measure", [*MEASURES, *CORRELATIONS])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_dtypes(measure, dtype: torch.dtype) -> None:
     x, y = gaussian(10, 6).to(dtype), gaussian(10, 4, seed=1).to(dtype)
@@ -227,7 +238,7 @@ def test_scale_of_the_activations_does_not_overflow_float32() -> None:
     torch.testing.assert_close(cka(1e12 * x, 1e-12 * y), cka(x, y))
 
 
-@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("measure", [*MEASURES, *CORRELATIONS])
 def test_bad_input(measure) -> None:
     with pytest.raises(ValueError, match="same number of samples, got 5 and 6"):
         measure(torch.rand(5, 2), torch.rand(6, 2))
@@ -256,3 +267,40 @@ def test_unknown_names() -> None:
         rsa(x, x, dissimilarity="l1")
     with pytest.raises(ValueError, match=r"comparison must be .* got 'kendall'"):
         rsa(x, x, comparison="kendall")
+
+
+@pytest.mark.parametrize("measure", CORRELATIONS)
+def test_canonical_correlations_forgive_invertible_maps(measure) -> None:
+    x = gaussian(60, 5)
+    mixed = x @ (gaussian(5, 5, seed=1) + 3 * torch.eye(5)) + 7
+    assert measure(x, mixed, 1.0).item() == pytest.approx(1)
+    assert measure(x, gaussian(60, 5, seed=2), 1.0).item() < 0.5
+
+
+def test_canonical_correlations_are_those_of_scikit_learn() -> None:
+    x, y = gaussian(40, 3), gaussian(40, 4, seed=1)
+    y[:, :2] += x[:, :2]
+    model = CCA(n_components=3, scale=False, max_iter=10_000, tol=1e-10)
+    variables = model.fit_transform(x.numpy(), y.numpy())
+    rho = [np.corrcoef(a, b)[0, 1] for a, b in zip(variables[0].T, variables[1].T, strict=True)]
+    assert svcca(x, y, 1.0).item() == pytest.approx(np.mean(rho), abs=1e-6)
+    h = variables[0] / np.linalg.norm(variables[0], axis=0)
+    alpha = np.abs(h.T @ (x - x.mean(0)).numpy()).sum(1)
+    assert pwcca(x, y).item() == pytest.approx((alpha * rho).sum() / alpha.sum(), abs=1e-5)
+
+
+def test_svcca_leaves_out_directions_of_little_variance() -> None:
+    shared, own, other = gaussian(200, 1), gaussian(200, 1, seed=1), gaussian(200, 1, seed=2)
+    x, y = torch.cat([shared, 0.01 * own], 1), torch.cat([shared, 0.01 * other], 1)
+    assert svcca(x, y).item() == pytest.approx(1, abs=1e-3)
+    assert svcca(x, y, 1.0).item() < 0.6
+    assert pwcca(x, y).item() > 0.97
+
+
+@pytest.mark.parametrize("measure", CORRELATIONS)
+def test_canonical_correlations_of_what_does_not_vary(measure) -> None:
+    assert measure(torch.ones(5, 2), torch.rand(5, 2)) == 0
+    dead = torch.cat([gaussian(30, 2), torch.zeros(30, 1)], 1)
+    assert measure(dead, dead).item() == pytest.approx(1)
+    with pytest.raises(ValueError, match=r"variance must be in \(0, 1\], got 0"):
+        measure(dead, dead, 0)

@@ -1,3 +1,12 @@
+from .convergent import CorrelationAccumulator as CorrelationAccumulator
+from .convergent import Matching as Matching
+from .convergent import SparsePrediction as SparsePrediction
+from .convergent import align_model as align_model
+from .convergent import cluster_tree as cluster_tree
+from .convergent import correlation as correlation
+from .convergent import match_units as match_units
+from .convergent import mutual_information as mutual_information
+from .convergent import spectral_matching as spectral_matching
 from .relreps import AffineTranslator as AffineTranslator
 from .relreps import ProcrustesTranslator as ProcrustesTranslator
 from .relreps import RelativeEncoder as RelativeEncoder
@@ -13,4 +22,6 @@ from .relreps import stitch as stitch
 from .similarity import MinibatchCKA as MinibatchCKA
 from .similarity import cka as cka
 from .similarity import procrustes_distance as procrustes_distance
+from .similarity import pwcca as pwcca
 from .similarity import rsa as rsa
+from .similarity import svcca as svcca

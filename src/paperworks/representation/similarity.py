@@ -2,7 +2,8 @@
 
 `x` (n, ...) and `y` (n, ...) hold what two networks, layers or brains make of the same n inputs, in
 the same order; all dimensions but the first are flattened to features, whose numbers may differ.
-`cka` and `procrustes_distance` are the usual first choice, `rsa` compares by distances alone.
+`cka` and `procrustes_distance` are the usual first choice, `rsa` compares by distances alone;
+`svcca` and `pwcca`, which forgive any invertible linear map, are what older work reports.
 """
 
 from __future__ import annotations
@@ -168,6 +169,73 @@ def procrustes_distance(x: Tensor, y: Tensor) -> Tensor:
     return (2 - 2 * torch.linalg.matrix_norm(x.mT @ y, ord="nuc")).clamp_min(0)
 
 
+def svcca(x: Tensor, y: Tensor, variance: float = 0.99) -> Tensor:
+    """Singular vector canonical correlation analysis: do both sides span the same directions?
+
+        SVCCA = mean of ρ_i,   ρ = singular values of U_xᵀ U_y
+
+    U holds the left singular vectors of the centred features that together explain `variance`. As
+    many correlations count as the smaller side has such directions. Raghu et al. 2017, arXiv
+    1706.05806. It needs many more samples than directions: with n ≤ directions everything
+    correlates.
+
+    Args:
+        x: (n, ...), floating point.
+        y: (n, ...), floating point, the same n inputs.
+        variance: share of each side's variance, in (0, 1], that its directions explain.
+
+    Returns:
+        A scalar from 0 to 1, blind to rotations; 0 when x or y does not vary.
+
+    Raises:
+        TypeError: x or y is not a floating-point tensor.
+        ValueError: not the same number of samples, fewer than 2, or variance outside (0, 1].
+
+    >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
+    >>> print(f"{svcca(x, x @ torch.tensor([[2.0, 1.0], [0.0, 3.0]])):.4f}")
+    1.0000
+    """
+    (_, u_x), (_, u_y) = (_directions(z, variance) for z in _pair(x, y, at_least=2))
+    correlations = torch.linalg.svdvals(u_x.mT @ u_y)
+    return (
+        correlations.clamp_max(1).mean() if len(correlations) else x.new_zeros((), dtype=u_x.dtype)
+    )
+
+
+def pwcca(x: Tensor, y: Tensor, variance: float = 1.0) -> Tensor:
+    """Projection-weighted canonical correlation analysis: SVCCA that asks what matters to x.
+
+        PWCCA = Σ α_i ρ_i / Σ α_i,   α_i = Σ_j |⟨h_i, x_j⟩|
+
+    h_i is x's i-th canonical variable and x_j its j-th centred feature, so that directions that
+    hardly any feature of x uses count little. Not symmetric. Morcos, Raghu & Bengio 2018, arXiv
+    1806.05759.
+
+    Args:
+        x: (n, ...), floating point.
+        y: (n, ...), floating point, the same n inputs.
+        variance: share of each side's variance, in (0, 1], that is compared.
+
+    Returns:
+        A scalar from 0 to 1; 0 when x or y does not vary.
+
+    Raises:
+        TypeError: x or y is not a floating-point tensor.
+        ValueError: not the same number of samples, fewer than 2, or variance outside (0, 1].
+
+    >>> x = torch.tensor([[3.0, 0.0], [0.0, 1.0], [-3.0, 0.0], [0.0, -1.0]])
+    >>> y = torch.tensor([[1.0, 1.0], [0.0, -1.0], [-1.0, 1.0], [0.0, -1.0]])  # shares the first
+    >>> print(f"{pwcca(x, y):.2f} {svcca(x, y):.2f}")
+    0.75 0.50
+    """
+    (x, u_x), (_, u_y) = (_directions(z, variance) for z in _pair(x, y, at_least=2))
+    left, correlations, _ = torch.linalg.svd(u_x.mT @ u_y, full_matrices=False)
+    if not len(correlations):
+        return x.new_zeros(())
+    weights = ((u_x @ left).mT @ x).abs().sum(1)
+    return (weights * correlations.clamp_max(1)).sum() / weights.sum()
+
+
 def _pair(x: Tensor, y: Tensor, at_least: int) -> tuple[Tensor, Tensor]:
     """Both sides as matrices (n, features) of at least single precision."""
     for name, z in (("x", x), ("y", y)):
@@ -227,6 +295,17 @@ def _gram_product(x: Tensor, y: Tensor) -> Tensor:
 def _alignment(xy: Tensor, xx: Tensor, yy: Tensor) -> Tensor:
     scale = xx * yy
     return torch.where(scale > 0, xy, 0) / torch.where(scale > 0, scale, 1).sqrt()
+
+
+def _directions(x: Tensor, variance: float) -> tuple[Tensor, Tensor]:
+    """Centred features, and an orthonormal basis (n, k) of what explains most of their variance."""
+    if not 0 < variance <= 1:
+        raise ValueError(f"variance must be in (0, 1], got {variance!r}")
+    x = _unit(x)
+    u, s, _ = torch.linalg.svd(x, full_matrices=False)
+    rounding = max(x.shape) * torch.finfo(x.dtype).eps
+    explained = s.square().cumsum(0) - s.square()  # by the directions before
+    return x, u[:, (s > rounding) & (explained < variance)]
 
 
 def _thin(x: Tensor) -> Tensor:
