@@ -7,6 +7,12 @@ from .convergent import correlation as correlation
 from .convergent import match_units as match_units
 from .convergent import mutual_information as mutual_information
 from .convergent import spectral_matching as spectral_matching
+from .ifm import IterativeFeatureMerging as IterativeFeatureMerging
+from .ifm import Merge as Merge
+from .ifm import MergeResult as MergeResult
+from .ifm import complexity_curve as complexity_curve
+from .ifm import feature_distance as feature_distance
+from .ifm import neuron_merging as neuron_merging
 from .relreps import AffineTranslator as AffineTranslator
 from .relreps import ProcrustesTranslator as ProcrustesTranslator
 from .relreps import RelativeEncoder as RelativeEncoder
