@@ -1,3 +1,14 @@
+from .collapse import ETF as ETF
+from .collapse import GOF as GOF
+from .collapse import UnconstrainedFeatures as UnconstrainedFeatures
+from .collapse import ce_etf_point as ce_etf_point
+from .collapse import collapse_metrics as collapse_metrics
+from .collapse import gof_matrices as gof_matrices
+from .collapse import gof_optimum as gof_optimum
+from .collapse import layerwise_collapse as layerwise_collapse
+from .collapse import minority_threshold as minority_threshold
+from .collapse import mse_bias_optimum as mse_bias_optimum
+from .collapse import peeled_decay_loss as peeled_decay_loss
 from .convergent import CorrelationAccumulator as CorrelationAccumulator
 from .convergent import Matching as Matching
 from .convergent import SparsePrediction as SparsePrediction
