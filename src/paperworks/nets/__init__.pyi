@@ -1,5 +1,6 @@
 from .activations import make_activation as make_activation
 from .convnet import ConvNet as ConvNet
+from .language import causal_lm as causal_lm
 from .mlp import MLP as MLP
 from .mobilenet import MobileNet as MobileNet
 from .residual import ResidualBlock as ResidualBlock
