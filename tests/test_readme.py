@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections import OrderedDict
 from pathlib import Path
@@ -25,10 +26,15 @@ def reader_s_own():
 
     parts = {"stem": layer(8, 16), "layer1": layer(16, 16), "layer2": layer(16, 16)}
     X = torch.rand(60, 3, generator=generator)
+    model = nn.Sequential(OrderedDict(parts, head=nn.Linear(16, 3)))
+    inputs = torch.rand(64, 8, generator=generator)
     return {
         "torch": torch,
-        "model": nn.Sequential(OrderedDict(parts, head=nn.Linear(16, 3))),
-        "inputs": torch.rand(64, 8, generator=generator),
+        "model": model,
+        "model_a": model,
+        "model_b": copy.deepcopy(model),
+        "inputs": inputs,
+        "loader": [(inputs, torch.arange(64) % 3)],
         "anchors": torch.rand(20, 8, generator=generator),
         "encoder_a": nn.Linear(8, 4),
         "encoder_b": nn.Linear(8, 6),
