@@ -192,7 +192,7 @@ def test_it_is_reported(tiny, tmp_path):
 
 def test_a_field_without_a_faceoff_is_one_line(tiny):
     said = tiny("faceoff", "vision", code=2)
-    fields = "compress, wide, generative"
+    fields = "compress, representation, wide, generative"
     assert said == f"paperworks: vision has no face-off yet: choose from {fields}\n"
 
 

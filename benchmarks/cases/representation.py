@@ -396,6 +396,140 @@ def plain_collapse() -> Callable[[], Any]:
     return metrics
 
 
+# ---- know2vec: probing, ranking, transferability scores
+
+
+def zoo_of(n: int) -> tuple[dict[str, Any], torch.Tensor]:
+    from paperworks import nets
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        models = {str(i): nets.MLP([64, 256, 256, 10]) for i in range(n)}
+    return models, torch.randn(2000, 64, generator=torch.Generator().manual_seed(0))
+
+
+def our_probing() -> Callable[[], Any]:
+    from paperworks.representation import probe_zoo
+
+    models, pool = zoo_of(10)
+    return lambda: np.stack(
+        [k.features.numpy() for k in probe_zoo(models, pool, 10, lambda x: x, top=1).values()]
+    )
+
+
+def their_probing() -> Callable[[], Any]:
+    models, pool = zoo_of(10)
+
+    @torch.no_grad()
+    def pair_by_pair() -> np.ndarray:
+        found = torch.empty(len(models), 1, 10, 10, 64)
+        for m, model in enumerate(models.values()):
+            p = model(pool).softmax(1)
+            answered = torch.nn.functional.one_hot(p.argmax(1), 10).bool()
+            surest = torch.where(answered, p, -1.0).argmax(0)
+            fallback = p.argmax(0)
+            nodes = pool[torch.where(answered.any(0), surest, fallback)]
+            for i in range(10):
+                for j in range(10):
+                    near, far = 0.0, 1.0
+                    for _ in range(12 * (i != j)):
+                        t = (near + far) / 2
+                        stays = model(torch.lerp(nodes[i], nodes[j], t)[None]).argmax() == i
+                        near, far = (t, far) if stays else (near, t)
+                    found[m, 0, i, j] = torch.lerp(nodes[i], nodes[j], far if i != j else 0.0)
+        return found.numpy()
+
+    return pair_by_pair
+
+
+def our_ranking() -> Callable[[], Any]:
+    from paperworks.representation import ModelRetriever, QueryEncoder
+
+    retriever = ModelRetriever({}, [])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        retriever.query_encoder_ = QueryEncoder(1000)
+    retriever.names = [str(i) for i in range(1000)]
+    retriever.vectors_ = torch.randn(1000, 256, generator=torch.Generator().manual_seed(0))
+    query = torch.randn(1, 4, 1000, generator=torch.Generator().manual_seed(1))
+    return lambda: retriever.scores(query).numpy()
+
+
+def their_ranking() -> Callable[[], Any]:
+    models, x = zoo_of(1000)
+
+    @torch.no_grad()
+    def every_model() -> np.ndarray:
+        return np.array([[float(m(x[:20]).amax(1).mean()) for m in models.values()]])
+
+    return every_model
+
+
+def scored() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(5000, 512, generator=generator)
+    probs = torch.randn(5000, 1000, generator=generator).softmax(1)
+    return x, probs, torch.randint(20, (5000,), generator=generator)
+
+
+def our_leep() -> Callable[[], Any]:
+    from paperworks.representation import leep
+
+    _, probs, y = scored()
+    return lambda: leep(probs, y).numpy()
+
+
+def their_leep() -> Callable[[], Any]:
+    _, probs, y = (t.numpy() for t in scored())
+
+    def loop() -> np.ndarray:
+        joint = np.zeros((20, probs.shape[1]))
+        for p, c in zip(probs, y):
+            joint[c] += p / len(y)
+        conditional = joint / joint.sum(0)
+        return np.array(np.mean([np.log(conditional[c] @ p) for p, c in zip(probs, y)]))
+
+    return loop
+
+
+def our_logme() -> Callable[[], Any]:
+    from paperworks.representation import logme
+
+    x, _, y = scored()
+    return lambda: np.array(logme(x, y))
+
+
+def their_logme() -> Callable[[], Any]:
+    x, _, y = (t.numpy() for t in scored())
+
+    def loop() -> np.ndarray:
+        f = x.astype(np.float64)
+        n, d = f.shape
+        u, s, _ = np.linalg.svd(f, full_matrices=False)
+        sigma, evidences = s**2, []
+        for c in range(20):
+            t = (y == c).astype(np.float64)
+            z = u.T @ t
+            rest, alpha, beta = t @ t - z @ z, 1.0, 1.0
+            for _ in range(100):
+                before = alpha / beta
+                gamma = (sigma / (sigma + before)).sum()
+                m2 = (sigma * z**2 / (before + sigma) ** 2).sum()
+                error = (z**2 / (1 + sigma / before) ** 2).sum() + rest
+                alpha, beta = gamma / m2, (n - gamma) / error
+                if abs(alpha / beta - before) <= 1e-6 * before:
+                    break
+            ratio = alpha / beta
+            m2 = (sigma * z**2 / (ratio + sigma) ** 2).sum()
+            error = (z**2 / (1 + sigma / ratio) ** 2).sum() + rest
+            e = n / 2 * np.log(beta / 2 / np.pi) + d / 2 * np.log(alpha)
+            e -= (beta * error + alpha * m2 + np.log(alpha + beta * sigma).sum()) / 2
+            evidences.append(e / n)
+        return np.array(np.mean(evidences))
+
+    return loop
+
+
 CASES = {
     "projection": Case(
         "relative projection, 100,000 x 768, 768 anchors",
@@ -468,6 +602,30 @@ CASES = {
         "neural collapse metrics, 50,000 x 2,048, 100 classes",
         "scatter matrices in PyTorch",
         {"ours": our_collapse, "peer": plain_collapse},
+        largest_difference,
+    ),
+    "probing": Case(
+        "probing 10 models of 10 classes, pool of 2,000",
+        "pair by pair",
+        {"ours": our_probing, "peer": their_probing},
+        largest_difference,
+    ),
+    "ranking": Case(
+        "ranking 1,000 models for one task",
+        "20 samples through every model",
+        {"ours": our_ranking, "peer": their_ranking},
+        lambda ours, peer: "0 | 20,000 inputs to models",
+    ),
+    "leep": Case(
+        "LEEP, 5,000 samples, 1,000 source classes",
+        "sample by sample",
+        {"ours": our_leep, "peer": their_leep},
+        largest_difference,
+    ),
+    "logme": Case(
+        "LogME, 5,000 x 512, 20 classes",
+        "class by class",
+        {"ours": our_logme, "peer": their_logme},
         largest_difference,
     ),
 }

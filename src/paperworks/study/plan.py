@@ -276,8 +276,11 @@ def _check_value(key: str, value: Value, seen: Iterable[Value]) -> None:
     if type(value) not in kinds:
         names = " or ".join(sorted(kind.__name__ for kind in kinds))
         raise UserError(f"--set {key}={value}: expected {names}, as in {key}={next(iter(seen))}")
-    if isinstance(value, str) and value not in seen:
-        raise unknown(f"value of {key}", value, [v for v in seen if isinstance(v, str)])
+    texts = [known for known in seen if isinstance(known, str)]
+    if (
+        isinstance(value, str) and value not in texts and any(texts)
+    ):  # only "": anything may be named
+        raise unknown(f"value of {key}", value, texts)
 
 
 def _check_added(study: Study, added: Mapping[str, Any]) -> None:
