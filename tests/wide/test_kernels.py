@@ -16,6 +16,8 @@ from torch import nn
 from paperworks.wide import (
     HermiteActivation,
     SineActivation,
+    cnn_nngp_kernel,
+    cnn_ntk_kernel,
     deep_kernels,
     empirical_ntk,
     gaussian_dual,
@@ -25,6 +27,7 @@ from paperworks.wide import (
     kernels,
     nngp_kernel,
     ntk_kernel,
+    ntk_posterior,
     psd_safe_cholesky,
 )
 
@@ -340,6 +343,131 @@ def test_wrong_arguments_are_refused(arguments, error, match):
 # Posteriors
 
 
+def ramp(*shape, period):
+    """Small integers around zero, in an order that repeats."""
+    count = torch.arange(math.prod(shape), dtype=torch.float64)
+    return (count % period - period // 2).reshape(shape)
+
+
+def neural_tangents_said():
+    """Its kernels of two rows, then of both with a third; NNGP and NTK. All with 1.7 and 0.3."""
+    same, valid = {"padding": "same"}, {"padding": "valid"}
+    line = {"filter_sizes": [3, 2], "strides": [1, 2], **same}
+    tight = {"filter_sizes": [2, 2], "strides": [1, 2], **valid}
+    plane = {"filter_sizes": [3, 3], "strides": [1, 2], **same}
+    yield (
+        "relu",
+        (2, 5),
+        line,
+        [
+            [4.5227291667, 1.7452250414, 3.5333055556, 1.734442346, 1.9557975745],
+            [12.7131875, 1.8530293967, 9.7449166667, 2.5444584179, 3.5702119435],
+        ],
+    )
+    yield (
+        "relu",
+        (2, 5),
+        tight,
+        [
+            [6.068578125, 2.1411146471, 4.533265625, 2.1785507407, 2.4865211662],
+            [17.350734375, 2.2371961892, 12.744796875, 3.2174755522, 4.6492319793],
+        ],
+    )
+    yield (
+        "erf",
+        (2, 5),
+        line,
+        [
+            [1.1657411816, 0.2672479901, 1.1647867667, 0.5651512271, 0.7190558706],
+            [4.1046005636, 0.0011268498, 3.9200189191, 0.924394318, 1.4314969436],
+        ],
+    )
+    yield (
+        "relu",
+        (1, 4, 5),
+        plane,
+        [
+            [3.2075859053, 2.0740125369, 3.1696769547, 1.3725863106, 1.5530057093],
+            [8.767757716, 3.362184883, 8.6540308642, 1.8959139301, 2.5268192056],
+        ],
+    )
+
+
+@pytest.mark.parametrize(("activation", "shape", "layers", "said"), [*neural_tangents_said()])
+def test_convolutional_kernels_are_those_of_neural_tangents(activation, shape, layers, said):
+    X, Z = ramp(2, *shape, period=7), ramp(1, *shape, period=4) + 1
+    options = {"activation": activation, "C_W": 1.7, "C_b": 0.3, **layers}
+    for kernel, values in zip((cnn_nngp_kernel, cnn_ntk_kernel), said):
+        K, cross = kernel(X, **options), kernel(X, Z, **options)
+        found = [*K[0].tolist(), K[1, 1].item(), *cross[:, 0].tolist()]
+        assert found == pytest.approx(values, abs=2e-9)
+
+
+def test_a_window_over_everything_is_a_fully_connected_network():
+    X = rows(6, 12)
+    options = {"activation": "gelu", "C_W": 1.4, "C_b": 0.2}
+    signals = X.reshape(6, 3, 4)
+    K = cnn_nngp_kernel(signals, filter_sizes=[4], padding="valid", **options)
+    Theta = cnn_ntk_kernel(signals, filter_sizes=[4], padding="valid", **options)
+    torch.testing.assert_close(K, nngp_kernel(X, depth=1, **options))
+    torch.testing.assert_close(Theta, ntk_kernel(X, depth=1, **options))
+
+
+def test_tiles_do_not_change_convolutional_kernels(monkeypatch):
+    X = rows(2, 23, 20).reshape(46, 1, 4, 5)
+    options = {"activation": "erf", "filter_sizes": [3, 2], "C_b": 0.1}
+    K, Theta = cnn_nngp_kernel(X, **options), cnn_ntk_kernel(X, **options)
+    assert torch.equal(K, K.mT)
+    monkeypatch.setattr(kernels, "_TILE", 40)
+    for kernel, whole in ((cnn_nngp_kernel, K), (cnn_ntk_kernel, Theta)):
+        torch.testing.assert_close(kernel(X, **options), whole)
+        torch.testing.assert_close(kernel(X, X[:9].clone(), **options), whole[:, :9])
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_convolutional_kernels_are_differentiable(padding):
+    X = rows(3, 8).reshape(3, 2, 4).requires_grad_()
+    C_W = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
+
+    def both(X, C_W):
+        options = {"activation": "relu", "filter_sizes": [2, 2], "padding": padding, "C_W": C_W}
+        return cnn_nngp_kernel(X, **options), cnn_ntk_kernel(X, **options)
+
+    assert torch.autograd.gradcheck(both, (X, C_W))
+    with torch.no_grad():
+        plain = both(X, C_W)
+    torch.testing.assert_close(both(X, C_W), plain, atol=1e-12, rtol=1e-12)
+
+
+def test_blank_pictures_have_finite_kernels():
+    X = torch.zeros(2, 1, 4, 4)
+    X[1, 0, 0, 0] = 1.0
+    K = cnn_ntk_kernel(X, activation="relu", filter_sizes=[3, 3], C_W=2.0)
+    assert K.dtype == torch.float32
+    assert K.isfinite().all()
+    assert (K.diagonal() > 0).tolist() == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "match"),
+    [
+        ({"X": torch.ones(3, 4)}, ValueError, r"X must have shape \(n, channels, length, ...\)"),
+        ({"X": torch.ones(3, 1, 4).int()}, TypeError, "X must be a floating-point tensor"),
+        ({"Z": torch.ones(3, 1, 5)}, ValueError, "must agree in all but the number of rows"),
+        ({"filter_sizes": []}, ValueError, "filter_sizes must be one or more positive"),
+        ({"filter_sizes": [0]}, ValueError, "filter_sizes must be one or more positive"),
+        ({"strides": [1, 1]}, ValueError, "strides must be positive, one for each filter"),
+        ({"padding": "full"}, ValueError, "padding must be"),
+        ({"filter_sizes": [5], "padding": "valid"}, ValueError, "a window of 5 does not fit the 4"),
+        ({"C_W": 0.0}, ValueError, "C_W must be positive"),
+    ],
+)
+def test_wrong_convolutions_are_refused(changes, error, match):
+    arguments = {"X": torch.ones(3, 1, 4), "activation": "relu", "filter_sizes": [2]} | changes
+    with pytest.raises(error, match=match):
+        cnn_nngp_kernel(arguments.pop("X"), **arguments)
+
+
 def test_posterior_by_hand():
     """K_t K⁻¹ y of arXiv 2107.01408's example, by Cramer's rule."""
     K = torch.tensor([[2.0, 0.5, 0.3], [0.5, 1.0, 0.2], [0.3, 0.2, 1.5]], dtype=torch.float64)
@@ -409,6 +537,60 @@ def test_indefinite_kernels_are_refused():
 
 
 # Empirical NTK
+
+
+def test_trained_ensembles_are_gaussian_with_the_kernels_moments():
+    """Linear in features φ, f = φᵀw with w ~ N(0, I), gradient descent in any fixed metric M."""
+    phi, psi = rows(3, 5, seed=1), rows(4, 5, seed=2)
+    M = torch.diag(torch.tensor([1.0, 2.0, 0.5, 1.5, 3.0], dtype=torch.float64))
+    y = rows(3, 2, seed=3)
+    kernels_of = (phi @ phi.T, psi @ phi.T, psi @ psi.T, phi @ M @ phi.T, psi @ M @ phi.T)
+    for time in (0.0, 0.3, math.inf):
+        flow = torch.eye(5, dtype=torch.float64)  # w(time) = flow w(0) + push y
+        if math.isinf(time):
+            push = M @ phi.T @ torch.linalg.inv(phi @ M @ phi.T)
+            flow = flow - push @ phi
+        else:
+            flow = torch.linalg.matrix_exp(-time * M @ phi.T @ phi)
+            steps = torch.linspace(0, time, 20001, dtype=torch.float64)[:, None, None]
+            path = torch.linalg.matrix_exp(-steps[::100] * (M @ phi.T @ phi)) @ (M @ phi.T)
+            push = torch.trapezoid(path, steps[::100, 0, 0], dim=0)
+        mean, covariance = ntk_posterior(*kernels_of, y, time=time)
+        torch.testing.assert_close(mean, psi @ push @ y, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(covariance, psi @ flow @ flow.T @ psi.T, atol=1e-8, rtol=1e-8)
+        parts = (*kernels_of[:2], kernels_of[2].diagonal(), *kernels_of[3:])
+        _, variance = ntk_posterior(*parts, y[:, 0], time=time)
+        torch.testing.assert_close(variance, covariance.diagonal())
+
+
+def test_training_the_last_layer_is_conditioning_without_noise():
+    X = rows(7, 3)
+    K = nngp_kernel(X, activation="relu", depth=2)
+    y = rows(4, 1)[:, 0]
+    parts = K[:4, :4], K[4:, :4], K[4:, 4:]
+    trained = ntk_posterior(*parts, K[:4, :4], K[4:, :4], y)
+    torch.testing.assert_close(trained, gp_posterior(*parts, y))
+    untrained = ntk_posterior(*parts, K[:4, :4], K[4:, :4], y, time=0.0)
+    torch.testing.assert_close(untrained, (torch.zeros(3, dtype=torch.float64), parts[2]))
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "match"),
+    [
+        (3, torch.ones(2, 2), r"Theta_xx must have shape \(3, 3\)"),
+        (2, torch.ones(3), r"K_tt must have shape \(2, 2\) or \(2,\)"),
+        (5, torch.ones(4), r"y must have shape \(3,\)"),
+        (3, torch.zeros(3, 3), "not positive definite"),
+    ],
+)
+def test_trained_ensembles_refuse_what_does_not_fit(place, value, match):
+    arguments = [torch.eye(3), torch.ones(2, 3), torch.ones(2), torch.eye(3), torch.ones(2, 3),
+                 torch.ones(3)]  # fmt: skip
+    arguments[place] = value
+    with pytest.raises(ValueError, match=match):
+        ntk_posterior(*arguments)
+    with pytest.raises(ValueError, match="time must not be negative"):
+        ntk_posterior(*[torch.ones(1, 1)] * 5, torch.ones(1), time=-1.0)
 
 
 def test_empirical_ntk_is_the_product_of_gradients():

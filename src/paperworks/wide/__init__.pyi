@@ -1,4 +1,6 @@
 from .kernels import GaussianDual as GaussianDual
+from .kernels import cnn_nngp_kernel as cnn_nngp_kernel
+from .kernels import cnn_ntk_kernel as cnn_ntk_kernel
 from .kernels import deep_kernels as deep_kernels
 from .kernels import empirical_ntk as empirical_ntk
 from .kernels import gaussian_dual as gaussian_dual
@@ -7,6 +9,7 @@ from .kernels import gp_posterior as gp_posterior
 from .kernels import hermite_coefficients as hermite_coefficients
 from .kernels import nngp_kernel as nngp_kernel
 from .kernels import ntk_kernel as ntk_kernel
+from .kernels import ntk_posterior as ntk_posterior
 from .kernels import psd_safe_cholesky as psd_safe_cholesky
 from .optimal import DeepKernelClassifier as DeepKernelClassifier
 from .optimal import Dual as Dual

@@ -3,8 +3,9 @@
 A layer of an infinitely wide network sees its inputs only through Gaussian averages
 E[φ(u)φ(v)] and E[φ′(u)φ′(v)], (u, v) ~ N(0, [[var_u, cov], [cov, var_v]]): the *duals* of its
 activation. `gaussian_dual` gives them for any elementwise activation, `nngp_kernel` and
-`ntk_kernel` iterate them over layers, `gp_posterior` conditions on data, and `empirical_ntk` is
-the tangent kernel of a network that exists.
+`ntk_kernel` iterate them over layers, `cnn_nngp_kernel` and `cnn_ntk_kernel` over the layers of a
+convolutional network, `gp_posterior` conditions on data, `ntk_posterior` says what training by
+gradient descent makes of it, and `empirical_ntk` is the tangent kernel of a network that exists.
 
 Everything is computed in float64 and handed back in the dtype of the input, on its device.
 """
@@ -14,15 +15,18 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Pool = Callable[[Tensor], Tensor]
+"""What a layer does to the kernels of its positions; nothing in a fully connected network."""
 
 Activation = str | nn.Module | Callable[[Tensor], Tensor]
 """An elementwise activation: a module, a function of a tensor, or a name such as "relu"."""
@@ -380,7 +384,7 @@ def nngp_kernel(
     tensor([[1.0000, 0.3183],
             [0.3183, 1.0000]])
     """
-    return _kernels(X, Z, activation, depth, C_W, C_b, ntk=False)[0]
+    return _mlp_kernels(X, Z, activation, depth, C_W, C_b, ntk=False)[0]
 
 
 def ntk_kernel(
@@ -409,7 +413,7 @@ def ntk_kernel(
             [0.1592, 1.0000, 0.1592],
             [0.1592, 0.1592, 1.0000]])
     """
-    return _kernels(X, Z, activation, depth, C_W, C_b, ntk=True)[1]
+    return _mlp_kernels(X, Z, activation, depth, C_W, C_b, ntk=True)[1]
 
 
 def deep_kernels(
@@ -429,8 +433,82 @@ def deep_kernels(
     >>> bool((Theta > K).all())
     True
     """
-    K, Theta = _kernels(X, Z, activation, depth, C_W, C_b, ntk=True)
+    K, Theta = _mlp_kernels(X, Z, activation, depth, C_W, C_b, ntk=True)
     return K, Theta
+
+
+def cnn_nngp_kernel(
+    X: Tensor,
+    Z: Tensor | None = None,
+    *,
+    activation: Activation,
+    filter_sizes: Sequence[int],
+    strides: int | Sequence[int] = 1,
+    padding: str = "same",
+    C_W: float | Tensor = 1.0,
+    C_b: float | Tensor = 0.0,
+) -> Tensor:
+    """Covariance of the outputs of an infinitely wide convolutional network at initialisation.
+
+    K⁰_p = C_b + C_W ⟨x_q·z_q⟩/channels;  K^{l+1}_p = C_b + C_W ⟨E[φ(u_q)φ(v_q)]⟩, with the mean ⟨·⟩
+    over the positions q of the window around p; the last mean is over all positions, a linear
+    readout of the flattened last layer. Such a readout sees each position with itself alone, so
+    that a pair of inputs takes as many numbers as there are positions. Weights have variance
+    C_W/fan_in, biases C_b; what padding adds is zero. Differentiable in X, Z, C_W and C_b.
+
+    Args:
+        X: inputs, shape (n, channels, length) or (n, channels, height, width), and so on.
+        Z: other inputs, shape (m, ...); X itself when left out, at half the cost.
+        activation: elementwise φ; see `gaussian_dual`.
+        filter_sizes: side of the window of each convolution, from the input; at least one.
+        strides: of each convolution, or one for all. With strides equal to filter sizes and
+            padding "valid" windows do not overlap.
+        padding: "same" (zeros around) or "valid".
+        C_W: weight variance times fan-in, positive (He initialisation of ReLU: 2).
+        C_b: bias variance, not negative.
+
+    Returns:
+        Kernel of shape (n, m), dtype and device of X, computed in float64.
+
+    Raises:
+        ValueError: shapes that do not fit, a window larger than what it slides over, variances.
+        TypeError: X or Z is no floating-point tensor.
+
+    Source: Novak et al. 2019 (arXiv 1810.05148), the vectorised readout.
+
+    >>> X = torch.eye(4)[:, None]  # four signals of length 4 with one channel
+    >>> cnn_nngp_kernel(X, activation="relu", filter_sizes=[3], C_W=2.0)[0]
+    tensor([0.3333, 0.1061, 0.0531, 0.0000])
+    """
+    layers = _Convolutions(X, Z, filter_sizes, strides, padding)
+    return _cnn_kernels(X, Z, activation, layers, C_W, C_b, ntk=False)[0]
+
+
+def cnn_ntk_kernel(
+    X: Tensor,
+    Z: Tensor | None = None,
+    *,
+    activation: Activation,
+    filter_sizes: Sequence[int],
+    strides: int | Sequence[int] = 1,
+    padding: str = "same",
+    C_W: float | Tensor = 1.0,
+    C_b: float | Tensor = 0.0,
+) -> Tensor:
+    """Neural tangent kernel of an infinitely wide convolutional network.
+
+    Θ⁰ = K⁰;  Θ^{l+1}_p = K^{l+1}_p + C_W ⟨E[φ′(u_q)φ′(v_q)] Θ^l_q⟩, with K and means of
+    `cnn_nngp_kernel`, whose arguments, result and errors these are; parametrisation and learning
+    rates are those of `ntk_kernel`.
+
+    Source: Arora et al. 2019 (arXiv 1904.11955), without pooling.
+
+    >>> X = torch.rand(3, 1, 8, 8)
+    >>> cnn_ntk_kernel(X, activation="relu", filter_sizes=[3, 3], C_W=2.0).shape
+    torch.Size([3, 3])
+    """
+    layers = _Convolutions(X, Z, filter_sizes, strides, padding)
+    return _cnn_kernels(X, Z, activation, layers, C_W, C_b, ntk=True)[1]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -528,6 +606,71 @@ def gp_posterior(
     mean = half.mT @ white
     covariance = K_tt - (half.square().sum(-2) if diagonal else half.mT @ half)
     return mean[..., 0] if vector else mean, covariance
+
+
+def ntk_posterior(
+    K_xx: Tensor,
+    K_tx: Tensor,
+    K_tt: Tensor,
+    Theta_xx: Tensor,
+    Theta_tx: Tensor,
+    y: Tensor,
+    *,
+    time: float = math.inf,
+) -> tuple[Tensor, Tensor]:
+    """Outputs of wide networks after gradient descent on ½‖f − y‖²: mean and covariance.
+
+    With A = Θ_tx Θ_xx⁻¹ (I − e^{−time·Θ_xx}), over independent initialisations and in the limit
+    of width the output at test points t is Gaussian with
+    mean = A y,  covariance = K_tt + A K_xx Aᵀ − A K_xt − (A K_xt)ᵀ.
+    Where only the last layer is trained, Θ is K: pass it twice; at infinite time the result is
+    then `gp_posterior` without noise.
+
+    Args:
+        K_xx: covariance of the outputs at the start, training points, shape (n, n).
+        K_tx: test by training, shape (t, n).
+        K_tt: test by test, shape (t, t), or only its diagonal, shape (t,).
+        Theta_xx: tangent kernel of the training points, shape (n, n).
+        Theta_tx: test by training, shape (t, n).
+        y: targets, shape (n,) or (n, q) for q outputs with the same kernels.
+        time: learning rate times steps; infinite for training to the end.
+
+    Returns:
+        Mean of shape (t,) or (t, q), and covariance in the shape of K_tt.
+
+    Raises:
+        ValueError: shapes that do not fit, a negative time, or, at infinite time, a Theta_xx that
+            is not positive definite.
+
+    Source: Lee et al. 2019 (arXiv 1902.06720), equations 14 to 16.
+
+    >>> one = torch.ones(1, 1, dtype=torch.float64)
+    >>> mean, variance = ntk_posterior(one, one, one[0], 2 * one, one, one[0])
+    >>> mean, variance  # the test point moves half as far
+    (tensor([0.5000], dtype=torch.float64), tensor([0.2500], dtype=torch.float64))
+    """
+    n, t = K_xx.shape[-1], K_tx.shape[-2]
+    shapes = {"K_xx": (n, n), "Theta_xx": (n, n), "K_tx": (t, n), "Theta_tx": (t, n)}
+    for name, kernel in zip(shapes, (K_xx, Theta_xx, K_tx, Theta_tx)):
+        if kernel.shape != shapes[name]:
+            raise ValueError(f"{name} must have shape {shapes[name]}, got {tuple(kernel.shape)}")
+    if K_tt.shape not in ((t,), (t, t)):
+        raise ValueError(f"K_tt must have shape ({t}, {t}) or ({t},), got {tuple(K_tt.shape)}")
+    if len(y) != n or y.ndim > 2:
+        raise ValueError(f"y must have shape ({n},) or ({n}, q), got {tuple(y.shape)}")
+    if not time >= 0:
+        raise ValueError(f"time must not be negative, got {time}")
+    if math.isinf(time):
+        A = torch.cholesky_solve(Theta_tx.mT, psd_safe_cholesky(Theta_xx)).mT
+    else:
+        rate, mode = torch.linalg.eigh(Theta_xx)
+        progress = -torch.expm1(-time * rate) / rate
+        A = (Theta_tx @ mode) * torch.where(rate == 0, time, progress) @ mode.mT
+    moved = A @ K_xx - 2 * K_tx  # A K Aᵀ − A K_xt − (A K_xt)ᵀ, but for symmetry
+    if K_tt.ndim == 1:
+        return A @ y, K_tt + (moved * A).sum(-1)
+    change = moved @ A.mT
+    return A @ y, K_tt + (change + change.mT) / 2
 
 
 def empirical_ntk(
@@ -727,7 +870,7 @@ def _as_tensor(value: Tensor | float) -> Tensor:
 # ---------------------------------------------------------------------------------------------
 
 
-def _kernels(
+def _mlp_kernels(
     X: Tensor,
     Z: Tensor | None,
     activation: Activation,
@@ -737,34 +880,65 @@ def _kernels(
     ntk: bool,
 ) -> tuple[Tensor, ...]:
     _check(X, Z, depth, C_W, C_b)
-    dual = gaussian_dual(activation)
-    n, m = X.shape[-2], X.shape[-2] if Z is None else Z.shape[-2]
-    x = X.double().reshape(-1, n, X.shape[-1])
-    z = x if Z is None else Z.double().reshape(-1, m, X.shape[-1])
+    x = X.reshape(-1, *X.shape[-2:])
+    z = None if Z is None else Z.reshape(-1, *Z.shape[-2:])
+    pools: list[Pool] = [_each] * depth
+    kernels = _kernels(x, z, gaussian_dual(activation), pools, C_W, C_b, ntk)
+    return tuple(kernel.reshape(*X.shape[:-1], kernel.shape[-1]) for kernel in kernels)
+
+
+def _cnn_kernels(
+    X: Tensor,
+    Z: Tensor | None,
+    activation: Activation,
+    layers: _Convolutions,
+    C_W: float | Tensor,
+    C_b: float | Tensor,
+    ntk: bool,
+) -> tuple[Tensor, ...]:
+    _check_variances(C_W, C_b)
+    x = layers.patches(X)
+    z = None if Z is None else layers.patches(Z)
+    kernels = _kernels(x, z, gaussian_dual(activation), layers.pools, C_W, C_b, ntk)
+    return tuple(kernel[0] for kernel in kernels)
+
+
+def _kernels(
+    X: Tensor,
+    Z: Tensor | None,
+    dual: GaussianDual,
+    pools: list[Pool],
+    C_W: float | Tensor,
+    C_b: float | Tensor,
+    ntk: bool,
+) -> tuple[Tensor, ...]:
+    """NNGP kernel, and NTK, (batch, n, m) of inputs (batch, *positions, n or m, d)."""
+    x = X.double()
+    z = x if Z is None else Z.double()
+    n, m = x.shape[-2], z.shape[-2]
 
     def first_layer(products: Tensor) -> Tensor:
-        return products.mul_(C_W / X.shape[-1]).add_(C_b)
+        return products.mul_(C_W / x.shape[-1]).add_(C_b)
 
-    layer = (dual, C_W * dual.gain, C_b)
-    rows_x, diagonals = _rows_by_layer(first_layer(x.square().sum(-1)), depth, *layer)
+    layers = (pools, dual, C_W * dual.gain, C_b)
+    rows_x, diagonals = _rows_by_layer(first_layer(x.square().sum(-1, keepdim=True)), *layers)
     rows_z = rows_x
     if Z is not None:
-        rows_z, _ = _rows_by_layer(first_layer(z.square().sum(-1)), depth, *layer)
+        rows_z, _ = _rows_by_layer(first_layer(z.square().sum(-1, keepdim=True)), *layers)
 
     def tile(batch: slice, rows: slice, columns: slice) -> tuple[Tensor, ...]:
-        K = first_layer(x[batch, rows] @ z[batch, columns].mT)
-        u = [row[:, batch, rows, None] for row in rows_x]
-        v = [row[:, batch, None, columns] for row in rows_z]
-        return _propagate(K, u, v, *layer, ntk)
+        K = first_layer(x[batch, ..., rows, :] @ z[batch, ..., columns, :].mT)
+        u = [row[:, batch, ..., rows, :] for row in rows_x]
+        v = [row[:, batch, ..., columns, :].mT for row in rows_z]
+        return _propagate(K, u, v, *layers, ntk)
 
-    shape = (*X.shape[:-1], m)
     if torch.is_grad_enabled() and any(
         isinstance(t, Tensor) and t.requires_grad for t in (X, Z, C_W, C_b)
     ):
         kernels = tile(slice(None), slice(None), slice(None))
         if Z is None:
             kernels = tuple(map(_with_diagonal, kernels, diagonals))
-        return tuple(kernel.to(X.dtype).reshape(shape) for kernel in kernels)
+        return tuple(kernel.to(X.dtype) for kernel in kernels)
 
     kernels = tuple(X.new_empty(len(x), n, m) for _ in range(1 + ntk))
 
@@ -778,23 +952,85 @@ def _kernels(
                 block = block.tril() + block.tril(-1).mT
             kernel[batch, rows, columns] = block
 
-    _for_each(fill, list(_tiles(len(x), n, m, lower=Z is None)))
+    side = max(8, round(_TILE / math.prod(x.shape[1:-2]) ** 0.5))
+    _for_each(fill, list(_tiles(len(x), n, m, side, lower=Z is None)))
     if Z is None:
         for kernel, diagonal in zip(kernels, diagonals):
-            kernel.diagonal(dim1=-2, dim2=-1).copy_(diagonal)
-    return tuple(kernel.reshape(shape) for kernel in kernels)
+            kernel.diagonal(dim1=-2, dim2=-1).copy_(diagonal[..., 0])
+    return kernels
+
+
+class _Convolutions:
+    """The windows of a chain of convolutions and of the readout, on positions that lead."""
+
+    def __init__(
+        self,
+        X: Tensor,
+        Z: Tensor | None,
+        filter_sizes: Sequence[int],
+        strides: int | Sequence[int],
+        padding: str,
+    ) -> None:
+        _check_inputs(X, Z, "(n, channels, length, ...)", least=3)
+        if Z is not None and Z.shape[1:] != X.shape[1:]:
+            raise ValueError(
+                f"X {tuple(X.shape)} and Z {tuple(Z.shape)} must agree in all but the number of "
+                "rows"
+            )
+        sizes = list(filter_sizes)
+        steps = [strides] * len(sizes) if isinstance(strides, int) else list(strides)
+        if not sizes or min(sizes) < 1:
+            raise ValueError(f"filter_sizes must be one or more positive sides, got {sizes}")
+        if len(steps) != len(sizes) or min(steps) < 1:
+            raise ValueError(f"strides must be positive, one for each filter, got {steps}")
+        if padding not in ("same", "valid"):
+            raise ValueError(f'padding must be "same" or "valid", got {padding!r}')
+        self.axes = X.ndim - 2
+        self.windows = [
+            partial(self._windows, size=f, stride=s, padding=padding) for f, s in zip(sizes, steps)
+        ]
+        self.pools: list[Pool] = [self._mean_of(windows) for windows in self.windows[1:]]
+        self.pools.append(lambda K: K.mean(tuple(range(1, 1 + self.axes))))
+
+    def patches(self, X: Tensor) -> Tensor:
+        """(n, channels, *space) to (1, *positions of the first layer, n, channels · window)."""
+        x = X.movedim((0, 1), (-2, -1))[None]  # (1, *space, n, channels)
+        return self.windows[0](x).flatten(-1 - self.axes).contiguous()
+
+    def _mean_of(self, windows: Callable[[Tensor], Tensor]) -> Pool:
+        return lambda K: windows(K).mean(tuple(range(-self.axes, 0)))
+
+    def _windows(self, K: Tensor, *, size: int, stride: int, padding: str) -> Tensor:
+        """A view of K (1, *positions, ...) in windows, (1, *new positions, ..., *window)."""
+        for axis in range(1, 1 + self.axes):
+            length = K.shape[axis]
+            if padding == "same":
+                missing = max((-(-length // stride) - 1) * stride + size - length, 0)
+                pad = (missing // 2, missing - missing // 2)
+                K = F.pad(K, (0, 0) * (K.ndim - 1 - axis) + pad)
+            elif size > length:
+                raise ValueError(
+                    f"filter_sizes: a window of {size} does not fit the {length} positions that "
+                    'are left; use padding="same" or fewer layers'
+                )
+            K = K.unfold(axis, size, stride)
+        return K
+
+
+def _each(K: Tensor) -> Tensor:
+    return K
 
 
 def _rows_by_layer(
-    K: Tensor, depth: int, dual: GaussianDual, C_W: float | Tensor, C_b: float | Tensor
+    K: Tensor, pools: list[Pool], dual: GaussianDual, C_W: float | Tensor, C_b: float | Tensor
 ) -> tuple[list[Tensor], tuple[Tensor, Tensor]]:
     """What pairs need to know of each row, layer by layer, and the diagonals K(x,x), Θ(x,x)."""
     Theta, rows = K, []
-    for _ in range(depth):
+    for pool in pools:
         rows.append(dual._row(K))
         value, slope = dual._point(K)
-        K = C_W * value + C_b
-        Theta = K + C_W * slope * Theta
+        K = C_W * pool(value) + C_b
+        Theta = K + C_W * pool(slope * Theta)
     return rows, (K, Theta)
 
 
@@ -802,6 +1038,7 @@ def _propagate(
     K: Tensor,
     u: list[Tensor],
     v: list[Tensor],
+    pools: list[Pool],
     dual: GaussianDual,
     C_W: float | Tensor,
     C_b: float | Tensor,
@@ -809,11 +1046,11 @@ def _propagate(
 ) -> tuple[Tensor, ...]:
     """The recursion over layers for one block of pairs, from the first layer's kernel."""
     Theta = K
-    for row_u, row_v in zip(u, v):
+    for row_u, row_v, pool in zip(u, v, pools):
         value, *slope = dual._pair(K, row_u, row_v, ntk)
-        K = value.mul_(C_W).add_(C_b)  # in place: fresh memory that is still in the cache
+        K = pool(value).mul_(C_W).add_(C_b)  # in place: fresh memory that is still in the cache
         if ntk:
-            Theta = torch.addcmul(K, slope[0].mul_(C_W), Theta)
+            Theta = pool(slope[0].mul_(C_W) * Theta).add_(K)
     return (K, Theta) if ntk else (K,)
 
 
@@ -833,34 +1070,44 @@ def _for_each(work: Callable[[Any], None], items: list[Any]) -> None:
 
 
 def _with_diagonal(kernel: Tensor, diagonal: Tensor) -> Tensor:
-    return torch.diagonal_scatter(kernel, diagonal, dim1=-2, dim2=-1)
+    return torch.diagonal_scatter(kernel, diagonal[..., 0], dim1=-2, dim2=-1)
 
 
-def _tiles(batch: int, n: int, m: int, lower: bool) -> Iterator[tuple[slice, slice, slice]]:
-    """Blocks of at most _TILE² pairs: whole small matrices together, large ones in squares."""
-    together = max(1, _TILE**2 // max(1, min(n, _TILE) * min(m, _TILE)))
+def _tiles(
+    batch: int, n: int, m: int, side: int, lower: bool
+) -> Iterator[tuple[slice, slice, slice]]:
+    """Blocks of at most side² pairs: whole small matrices together, large ones in squares."""
+    together = max(1, side**2 // max(1, min(n, side) * min(m, side)))
     for b in range(0, batch, together):
-        for i in range(0, n, _TILE):
-            for j in range(0, i + 1 if lower else m, _TILE):
-                yield slice(b, b + together), slice(i, i + _TILE), slice(j, j + _TILE)
+        for i in range(0, n, side):
+            for j in range(0, i + 1 if lower else m, side):
+                yield slice(b, b + together), slice(i, i + side), slice(j, j + side)
 
 
 def _check(
     X: Tensor, Z: Tensor | None, depth: int, C_W: float | Tensor, C_b: float | Tensor
 ) -> None:
-    for name, inputs in (("X", X), ("Z", Z)):
-        if inputs is None:
-            continue
-        if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
-            raise TypeError(f"{name} must be a floating-point tensor, got {_describe(inputs)}")
-        if inputs.ndim < 2 or inputs.shape[-1] == 0:
-            raise ValueError(f"{name} must have shape (..., n, d), got {tuple(inputs.shape)}")
+    _check_inputs(X, Z, "(..., n, d)", least=2)
     if Z is not None and (Z.shape[-1] != X.shape[-1] or Z.shape[:-2] != X.shape[:-2]):
         raise ValueError(
             f"X {tuple(X.shape)} and Z {tuple(Z.shape)} must agree in all but the number of rows"
         )
     if not isinstance(depth, int) or depth < 0:
         raise ValueError(f"depth must be an integer of at least 0, got {depth!r}")
+    _check_variances(C_W, C_b)
+
+
+def _check_inputs(X: Tensor, Z: Tensor | None, shape: str, least: int) -> None:
+    for name, inputs in (("X", X), ("Z", Z)):
+        if inputs is None:
+            continue
+        if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
+            raise TypeError(f"{name} must be a floating-point tensor, got {_describe(inputs)}")
+        if inputs.ndim < least or 0 in inputs.shape[1 - least :]:
+            raise ValueError(f"{name} must have shape {shape}, got {tuple(inputs.shape)}")
+
+
+def _check_variances(C_W: float | Tensor, C_b: float | Tensor) -> None:
     if not 0 < C_W < math.inf:
         raise ValueError(f"C_W must be positive and finite, got {C_W}")
     if not 0 <= C_b < math.inf:
@@ -872,7 +1119,7 @@ def _describe(value: object) -> str:
 
 
 __all__ = [
-    "Activation", "GaussianDual", "deep_kernels", "empirical_ntk", "gaussian_dual",
-    "gaussian_quadrature", "gp_posterior", "hermite_coefficients", "nngp_kernel", "ntk_kernel",
-    "psd_safe_cholesky",
+    "Activation", "GaussianDual", "cnn_nngp_kernel", "cnn_ntk_kernel", "deep_kernels",
+    "empirical_ntk", "gaussian_dual", "gaussian_quadrature", "gp_posterior",
+    "hermite_coefficients", "nngp_kernel", "ntk_kernel", "ntk_posterior", "psd_safe_cholesky",
 ]  # fmt: skip
