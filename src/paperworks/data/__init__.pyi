@@ -10,5 +10,6 @@ from .datasets import Split as Split
 from .datasets import TextSplit as TextSplit
 from .load import load as load
 from .photos import photo_patches as photo_patches
+from .processes import gaussian_process as gaussian_process
 from .stdlib import stdlib_documents as stdlib_documents
 from .stdlib import stdlib_graph as stdlib_graph
