@@ -45,6 +45,75 @@ def their_kernels() -> Callable[[], Any]:
     return lambda: np.stack(kernel(X, None, get=("nngp", "ntk")))
 
 
+# ---- wide: kernels of a convolutional network
+
+
+def our_cnn() -> Callable[[], Any]:
+    from paperworks.wide import cnn_ntk_kernel
+
+    X = torch.from_numpy(inputs(1000, 64).reshape(-1, 1, 8, 8))
+    options = {"activation": "relu", "filter_sizes": [3, 3, 3, 3], "C_W": 2.0, "C_b": 0.1}
+    return lambda: cnn_ntk_kernel(X, **options).numpy()
+
+
+def their_cnn() -> Callable[[], Any]:
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    from neural_tangents import stax
+
+    weights = {"W_std": 2**0.5, "b_std": 0.1**0.5}
+    block = [stax.Conv(1, (3, 3), padding="SAME", **weights), stax.Relu()]
+    kernel = jax.jit(
+        stax.serial(*block * 4, stax.Flatten(), stax.Dense(1, **weights))[2], static_argnames="get"
+    )
+    X = inputs(1000, 64).reshape(-1, 8, 8, 1)
+    return lambda: np.asarray(kernel(X, None, get="ntk"))
+
+
+# ---- permute: many small networks
+
+
+def our_ensemble() -> Callable[[], Any]:
+    from paperworks.wide import train_ensemble
+
+    eye = torch.eye(10)
+
+    def trained() -> np.ndarray:
+        networks = train_ensemble(
+            eye, eye.flip(0), 300, 1000, generator=torch.Generator().manual_seed(0)
+        )
+        return networks(two_ones()).mean(0).detach().numpy()
+
+    return trained
+
+
+def their_ensemble() -> Callable[[], Any]:
+    eye = torch.eye(10)
+
+    def trained() -> np.ndarray:
+        torch.manual_seed(1)
+        total = torch.zeros(45, 10)
+        for _ in range(300):
+            first, last = torch.randn(1000, 10), torch.randn(10, 1000)
+            optimizer = torch.optim.SGD([first.requires_grad_(), last.requires_grad_()], lr=4.1)
+            for _ in range(60):
+                optimizer.zero_grad()
+                out = (eye @ first.T / 10**0.5).relu() @ last.T / 1000**0.5
+                (0.5 * (out - eye.flip(0)).square().sum()).backward()
+                optimizer.step()
+            with torch.no_grad():
+                total += (two_ones() @ first.T / 10**0.5).relu() @ last.T / 1000**0.5
+        return (total / 300).numpy()
+
+    return trained
+
+
+def two_ones() -> torch.Tensor:
+    places = torch.combinations(torch.arange(10), 2)
+    return torch.nn.functional.one_hot(places, 10).sum(1).float() / 2**0.5
+
+
 # ---- optimal: a deep kernel as a classifier
 
 
@@ -107,6 +176,19 @@ CASES = {
         "neural-tangents",
         {"ours": our_kernels, "peer": their_kernels},
         largest_difference,
+    ),
+    "cnn-kernel": Case(
+        "NTK of a convolutional network, 1,000 pictures 8 x 8, 4 layers",
+        "neural-tangents",
+        {"ours": our_cnn, "peer": their_cnn},
+        largest_difference,
+    ),
+    "ensemble": Case(
+        "300 networks of width 1,000 trained on 10 bits, 60 steps",
+        "one after the other, autograd",
+        {"ours": our_ensemble, "peer": their_ensemble},
+        lambda ours, peer: f"means differ by {np.abs(ours - peer).max():.3f}",
+        repeats=1,
     ),
     "deep": Case(
         "ReLU NTK classifier, 100 layers, fit + predict 2,000",

@@ -50,6 +50,7 @@ def gaussian_process(
         raise ValueError(
             f"kernel: the covariance is not positive definite; increase jitter (it is {jitter})"
         )
-    shape = K.shape[:-1] if draws is None else (draws, *K.shape[:-1])
+    shape = (*K.shape[:-1], 1 if draws is None else draws)
     normal = torch.randn(*shape, generator=generator, dtype=torch.float64, device=generator.device)
-    return (L @ normal.to(K.device)[..., None])[..., 0].to(K.dtype)
+    values = (L @ normal.to(K.device)).to(K.dtype)
+    return values[..., 0] if draws is None else values.movedim(-1, 0)

@@ -17,7 +17,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache, partial
+from functools import lru_cache, partial, reduce
 from typing import Any
 
 import numpy as np
@@ -985,35 +985,40 @@ class _Convolutions:
             raise ValueError(f"strides must be positive, one for each filter, got {steps}")
         if padding not in ("same", "valid"):
             raise ValueError(f'padding must be "same" or "valid", got {padding!r}')
-        self.axes = X.ndim - 2
-        self.windows = [
-            partial(self._windows, size=f, stride=s, padding=padding) for f, s in zip(sizes, steps)
-        ]
-        self.pools: list[Pool] = [self._mean_of(windows) for windows in self.windows[1:]]
-        self.pools.append(lambda K: K.mean(tuple(range(1, 1 + self.axes))))
+        self.axes = range(1, X.ndim - 1)  # behind the batch
+        self.padding = padding
+        self.first, *others = zip(sizes, steps)
+        self.pools: list[Pool] = [partial(self._mean, size=f, stride=t) for f, t in others]
+        self.pools.append(lambda K: K.mean(tuple(self.axes)))
 
     def patches(self, X: Tensor) -> Tensor:
         """(n, channels, *space) to (1, *positions of the first layer, n, channels · window)."""
-        x = X.movedim((0, 1), (-2, -1))[None]  # (1, *space, n, channels)
-        return self.windows[0](x).flatten(-1 - self.axes).contiguous()
+        x = X.movedim((0, 1), (-2, -1))[None]
+        size, stride = self.first
+        for axis in self.axes:
+            x = self._padded(x, axis, size, stride).unfold(axis, size, stride)
+        return x.flatten(-1 - len(self.axes)).contiguous()
 
-    def _mean_of(self, windows: Callable[[Tensor], Tensor]) -> Pool:
-        return lambda K: windows(K).mean(tuple(range(-self.axes, 0)))
+    def _mean(self, K: Tensor, size: int, stride: int) -> Tensor:
+        """Means over windows: axis by axis, as sums of slices, whose pairs lie side by side."""
+        for axis in self.axes:
+            K = self._padded(K, axis, size, stride).movedim(axis, 0)
+            end = len(K) - size + 1
+            slices = (K[i : i + end : stride] for i in range(size))
+            K = reduce(torch.add, slices).movedim(0, axis)
+        return K / size ** len(self.axes)
 
-    def _windows(self, K: Tensor, *, size: int, stride: int, padding: str) -> Tensor:
-        """A view of K (1, *positions, ...) in windows, (1, *new positions, ..., *window)."""
-        for axis in range(1, 1 + self.axes):
-            length = K.shape[axis]
-            if padding == "same":
-                missing = max((-(-length // stride) - 1) * stride + size - length, 0)
-                pad = (missing // 2, missing - missing // 2)
-                K = F.pad(K, (0, 0) * (K.ndim - 1 - axis) + pad)
-            elif size > length:
-                raise ValueError(
-                    f"filter_sizes: a window of {size} does not fit the {length} positions that "
-                    'are left; use padding="same" or fewer layers'
-                )
-            K = K.unfold(axis, size, stride)
+    def _padded(self, K: Tensor, axis: int, size: int, stride: int) -> Tensor:
+        length = K.shape[axis]
+        if self.padding == "same":
+            missing = max((-(-length // stride) - 1) * stride + size - length, 0)
+            pad = (missing // 2, missing - missing // 2)
+            return F.pad(K, (0, 0) * (K.ndim - 1 - axis) + pad) if missing else K
+        if size > length:
+            raise ValueError(
+                f"filter_sizes: a window of {size} does not fit the {length} positions that are "
+                'left; use padding="same" or fewer layers'
+            )
         return K
 
 
