@@ -21,3 +21,7 @@ from .optimal import intrinsic_dimension as intrinsic_dimension
 from .optimal import optimal_activation as optimal_activation
 from .optimal import optimal_dual as optimal_dual
 from .optimal import taxonomy as taxonomy
+from .permute import NTKMLP as NTKMLP
+from .permute import EnsembleBinaryRegressor as EnsembleBinaryRegressor
+from .permute import PermutationTheory as PermutationTheory
+from .permute import train_ensemble as train_ensemble
