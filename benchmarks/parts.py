@@ -17,10 +17,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-from cases import compress, representation, wide
+from cases import compress, incontext, representation, wide
 from cases.case import Case
 
-CASES = wide.CASES | compress.CASES | representation.CASES
+CASES = wide.CASES | compress.CASES | representation.CASES | incontext.CASES
 
 
 def memory() -> float:

@@ -170,6 +170,162 @@ def accuracies(ours: np.ndarray, peer: np.ndarray) -> str:
     return f"accuracy {(ours == truth).mean():.3f} | {(peer == truth).mean():.3f}, {same:.1%} alike"
 
 
+# ---- pdlt: flows and the solver
+
+
+def gram(n: int, d: int = 100) -> torch.Tensor:
+    X = torch.from_numpy(inputs(n, d))
+    return X @ X.T / d
+
+
+def our_flow(activation: str, n: int = 1000, depth: int = 50) -> Callable[[], Any]:
+    from paperworks.wide import kernel_flow
+
+    start = gram(n)
+    return lambda: kernel_flow(activation, start, depth, C_W=2.0, C_b=0.1)[-1].numpy()
+
+
+def their_flow(layer: str, n: int = 1000, depth: int = 50) -> Callable[[], Any]:
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    from neural_tangents import stax
+
+    dense = stax.Dense(1, W_std=2.0**0.5, b_std=0.1**0.5)
+    layers = [dense, *[getattr(stax, layer)(), dense] * (depth - 1)]
+    kernel = jax.jit(stax.serial(*layers)[2], static_argnames="get")
+    X = inputs(n, 100)
+    return lambda: np.asarray(kernel(X, None, get="nngp"))
+
+
+def our_ntk_flow(activation: str, n: int = 1000, depth: int = 5) -> Callable[[], Any]:
+    from paperworks.wide import ntk_flow
+
+    start = gram(n)  # λ = C: the NTK parametrisation
+    return lambda: ntk_flow(activation, start, depth, C_W=2.0, C_b=0.1, lambda_W=2.0, lambda_b=0.1)[
+        -1
+    ].numpy()
+
+
+def their_ntk_flow(layer: str, n: int = 1000, depth: int = 5) -> Callable[[], Any]:
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    from neural_tangents import stax
+
+    dense = stax.Dense(1, W_std=2.0**0.5, b_std=0.1**0.5)
+    layers = [dense, *[getattr(stax, layer)(), dense] * (depth - 1)]
+    kernel = jax.jit(stax.serial(*layers)[2], static_argnames="get")
+    X = inputs(n, 100)
+    return lambda: np.asarray(kernel(X, None, get="ntk"))
+
+
+def our_solver() -> Callable[[], Any]:  # target: below 50 ms
+    from paperworks.wide import criticality
+
+    return lambda: np.array(criticality("gelu")[:3])
+
+
+def their_gain() -> Callable[[], Any]:  # no GELU in the table: ReLU's gain is what people take
+    from torch.nn.init import calculate_gain
+
+    return lambda: np.array([calculate_gain("relu") ** 2, 0.0, np.nan])
+
+
+# ---- dkm: a deep kernel regression with inducing points
+
+
+def composed(n: int, stream: int) -> tuple[np.ndarray, np.ndarray]:
+    draw = np.random.default_rng([0, stream])
+    X = draw.standard_normal((n, 10))
+    return X, np.sin(3 * np.abs(X[:, 0] + X[:, 1])) + 0.1 * draw.standard_normal(n)
+
+
+def our_epochs(n: int = 10_000, epochs: int = 5) -> Callable[[], Any]:
+    from paperworks.wide import SparseDKMRegressor
+
+    (X, y), (T, _) = composed(n, 0), composed(2000, 1)
+    model = SparseDKMRegressor(
+        100, n_layers=2, nu=10.0, batch_size=500, max_iter=epochs * n // 500,
+        learning_rate=0.05, random_state=0,
+    )  # fmt: skip
+    return lambda: np.stack(model.fit(X, y).predict(T, return_std=True))
+
+
+def their_epochs(n: int = 10_000, epochs: int = 5) -> Callable[[], Any]:
+    """Doubly stochastic deep GP of gpytorch: a hidden layer of two units, 100 inducing points."""
+    import gpytorch
+    import torch
+    from gpytorch.models.deep_gps import DeepGP, DeepGPLayer
+    from gpytorch.variational import CholeskyVariationalDistribution, VariationalStrategy
+
+    class Layer(DeepGPLayer):
+        def __init__(self, inputs: int, outputs: int | None) -> None:
+            shape = torch.Size([] if outputs is None else [outputs])
+            points = torch.randn(*shape, 100, inputs, generator=torch.Generator().manual_seed(0))
+            strategy = VariationalStrategy(
+                self, points, CholeskyVariationalDistribution(100, batch_shape=shape)
+            )
+            super().__init__(strategy, inputs, outputs)
+            self.mean_module = gpytorch.means.ConstantMean(batch_shape=shape)
+            self.covar_module = gpytorch.kernels.ScaleKernel(
+                gpytorch.kernels.RBFKernel(batch_shape=shape, ard_num_dims=inputs),
+                batch_shape=shape,
+            )
+
+        def forward(self, x: Any) -> Any:
+            return gpytorch.distributions.MultivariateNormal(
+                self.mean_module(x), self.covar_module(x)
+            )
+
+    class Model(DeepGP):
+        def __init__(self) -> None:
+            super().__init__()
+            self.hidden, self.last = Layer(10, 2), Layer(2, None)
+            self.likelihood = gpytorch.likelihoods.GaussianLikelihood()
+
+        def forward(self, x: Any) -> Any:
+            return self.last(self.hidden(x))
+
+    (X, y), (T, _) = composed(n, 0), composed(2000, 1)
+    X, y, T = (torch.from_numpy(a).float() for a in (X, (y - y.mean()) / y.std(), T))
+    scale, shift = composed(n, 0)[1].std(), composed(n, 0)[1].mean()
+
+    def fit() -> Any:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = Model()
+            elbo = gpytorch.mlls.DeepApproximateMLL(
+                gpytorch.mlls.VariationalELBO(model.likelihood, model, n)
+            )
+            adam = torch.optim.Adam(model.parameters(), lr=0.05)
+            for _ in range(epochs):
+                for rows in torch.randperm(n).split(500):
+                    adam.zero_grad()
+                    (-elbo(model(X[rows]), y[rows])).backward()
+                    adam.step()
+            with torch.no_grad(), gpytorch.settings.num_likelihood_samples(10):
+                predicted = model.likelihood(model(T))
+                mean = predicted.mean.mean(0)
+                second = (predicted.variance + predicted.mean**2).mean(0)
+            std = (second - mean**2).sqrt()
+            return np.stack([mean.numpy() * scale + shift, std.numpy() * scale])
+
+    return fit
+
+
+def rmse_and_nlpd(ours: np.ndarray, peer: np.ndarray) -> str:
+    truth = composed(2000, 1)[1]
+
+    def scores(prediction: np.ndarray) -> str:
+        mean, std = prediction
+        z = (truth - mean) / std
+        nlpd = (z**2 / 2 + np.log(std) + np.log(2 * np.pi) / 2).mean()
+        return f"{np.sqrt(np.mean((truth - mean) ** 2)):.3f}, {nlpd:.3f}"
+
+    return f"RMSE, NLPD {scores(ours)} | {scores(peer)}"
+
+
 CASES = {
     "kernels": Case(
         "NNGP and NTK, 4,000 x 100 inputs, depth 3",
@@ -210,5 +366,38 @@ CASES = {
         "tuned SVC",
         {"ours": our_classifier, "peer": lambda: sklearn_classifier("svm")},
         accuracies,
+    ),
+    **{
+        f"flow-{ours}": Case(
+            f"kernels of 50 layers, 1,000 inputs, {ours}",
+            "neural-tangents",
+            {"ours": lambda a=ours: our_flow(a), "peer": lambda a=theirs: their_flow(a)},
+            largest_difference,  # expected below 1e-6
+        )
+        for ours, theirs in (("relu", "Relu"), ("erf", "Erf"), ("gelu", "Gelu"))
+    },
+    "ntk-flow": Case(
+        "NTK of 5 layers, 1,000 inputs, gelu",
+        "neural-tangents",
+        {"ours": lambda: our_ntk_flow("gelu"), "peer": lambda: their_ntk_flow("Gelu")},
+        largest_difference,
+    ),
+    "criticality": Case(
+        "variances for GELU",
+        "calculate_gain",
+        {"ours": our_solver, "peer": their_gain},
+        lambda ours, peer: f"C_W {ours[0]:.3f}, C_b {ours[1]:.3f} | {peer[0]:.3f}, 0",
+    ),
+    "dkm": Case(
+        "sparse deep kernel regression, 10,000 x 10, P = 100, two layers, 5 epochs",
+        "gpytorch (DSVI deep GP)",
+        {"ours": our_epochs, "peer": their_epochs},
+        rmse_and_nlpd,
+    ),
+    "dkm-100k": Case(
+        "the same with 100,000 rows, 1 epoch (time / that of 10,000: linear is 10)",
+        "gpytorch (DSVI deep GP)",
+        {"ours": lambda: our_epochs(100_000, 1), "peer": lambda: their_epochs(100_000, 1)},
+        rmse_and_nlpd,
     ),
 }
