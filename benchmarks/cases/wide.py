@@ -326,6 +326,63 @@ def rmse_and_nlpd(ours: np.ndarray, peer: np.ndarray) -> str:
     return f"RMSE, NLPD {scores(ours)} | {scores(peer)}"
 
 
+# ---- widecnn: networks without overlap
+
+
+def our_hierarchy(n: int = 2000) -> Callable[[], Any]:
+    from paperworks.wide import HierarchicalKernel
+
+    X = torch.from_numpy(inputs(n, 8))
+    kernel = HierarchicalKernel((2, 2, 2))
+    return lambda: kernel(X).numpy()
+
+
+def their_hierarchy(n: int = 2000) -> Callable[[], Any]:
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    from neural_tangents import stax
+
+    channels_last = ("NHC", "HIO", "NHC")
+    one = stax.Conv(1, (2,), (2,), "VALID", W_std=2**0.5, dimension_numbers=channels_last)
+    conv = [one, stax.Relu()]
+    kernel = jax.jit(
+        stax.serial(*conv * 3, stax.Flatten(), stax.Dense(1, W_std=2**0.5))[2],
+        static_argnames="get",
+    )
+    X = inputs(n, 8)[:, :, None]
+    return lambda: np.asarray(kernel(X, None, get="ntk"))
+
+
+def field(n: int, stream: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of eight angles' sines and cosines, and a rough function of neighbours."""
+    angle = np.random.default_rng([0, stream]).uniform(0, 2 * np.pi, (n, 4))
+    X = np.stack([np.cos(angle), np.sin(angle)], -1).reshape(n, 8)
+    return X, np.abs(X[:, 0] - X[:, 2]) + np.abs(X[:, 5] - X[:, 7])
+
+
+def our_local_regression() -> Callable[[], Any]:
+    from paperworks.wide import HierarchicalKernelRegressor
+
+    (X, y), (T, _) = field(2000, 0), field(2000, 1)
+    return lambda: HierarchicalKernelRegressor((2, 2)).fit(X, y).predict(T)
+
+
+def tuned_kernel_ridge() -> Callable[[], Any]:
+    from sklearn.kernel_ridge import KernelRidge
+    from sklearn.model_selection import GridSearchCV
+
+    (X, y), (T, _) = field(2000, 0), field(2000, 1)
+    knobs = {"gamma": [0.03, 0.1, 0.3, 1], "alpha": [1e-6, 1e-3]}
+    return lambda: GridSearchCV(KernelRidge(kernel="rbf"), knobs, cv=3).fit(X, y).predict(T)
+
+
+def errors(ours: np.ndarray, peer: np.ndarray) -> str:
+    truth = field(2000, 1)[1]
+    mine, theirs = (np.mean((p - truth) ** 2) / truth.var() for p in (ours, peer))
+    return f"relative squared error {mine:.4f} | {theirs:.4f}"
+
+
 CASES = {
     "kernels": Case(
         "NNGP and NTK, 4,000 x 100 inputs, depth 3",
@@ -399,5 +456,17 @@ CASES = {
         "gpytorch (DSVI deep GP)",
         {"ours": lambda: our_epochs(100_000, 1), "peer": lambda: their_epochs(100_000, 1)},
         rmse_and_nlpd,
+    ),
+    "hierarchy": Case(
+        "NTK without overlap, 2,000 x 8 inputs, filters 2-2-2",
+        "neural-tangents",
+        {"ours": our_hierarchy, "peer": their_hierarchy},
+        largest_difference,
+    ),
+    "local": Case(
+        "regression of a function of neighbours, fit + predict 2,000",
+        "scikit-learn, tuned RBF",
+        {"ours": our_local_regression, "peer": tuned_kernel_ridge},
+        errors,
     ),
 }

@@ -58,3 +58,15 @@ from .permute import NTKMLP as NTKMLP
 from .permute import EnsembleBinaryRegressor as EnsembleBinaryRegressor
 from .permute import PermutationTheory as PermutationTheory
 from .permute import train_ensemble as train_ensemble
+from .widecnn import HierarchicalKernel as HierarchicalKernel
+from .widecnn import HierarchicalKernelClassifier as HierarchicalKernelClassifier
+from .widecnn import HierarchicalKernelRegressor as HierarchicalKernelRegressor
+from .widecnn import LocallyConnectedNet as LocallyConnectedNet
+from .widecnn import effective_dimension as effective_dimension
+from .widecnn import gram_spectrum as gram_spectrum
+from .widecnn import kernel_spectrum_torus as kernel_spectrum_torus
+from .widecnn import learning_curve_exponent as learning_curve_exponent
+from .widecnn import locality_profile as locality_profile
+from .widecnn import predicted_exponent as predicted_exponent
+from .widecnn import quadtree_order as quadtree_order
+from .widecnn import sample_patches_on_spheres as sample_patches_on_spheres
