@@ -58,6 +58,17 @@ from .permute import NTKMLP as NTKMLP
 from .permute import EnsembleBinaryRegressor as EnsembleBinaryRegressor
 from .permute import PermutationTheory as PermutationTheory
 from .permute import train_ensemble as train_ensemble
+from .smnngp import SVSP as SVSP
+from .smnngp import BurrXII as BurrXII
+from .smnngp import Delta as Delta
+from .smnngp import GaussianScaleMixture as GaussianScaleMixture
+from .smnngp import HeavyTailedEnsemble as HeavyTailedEnsemble
+from .smnngp import MultivariateStudentT as MultivariateStudentT
+from .smnngp import NNGPKernel as NNGPKernel
+from .smnngp import ScaleMixtureClassifier as ScaleMixtureClassifier
+from .smnngp import ScaleMixtureRegressor as ScaleMixtureRegressor
+from .smnngp import scale_last_layer_ as scale_last_layer_
+from .smnngp import scale_mixture as scale_mixture
 from .widecnn import HierarchicalKernel as HierarchicalKernel
 from .widecnn import HierarchicalKernelClassifier as HierarchicalKernelClassifier
 from .widecnn import HierarchicalKernelRegressor as HierarchicalKernelRegressor
