@@ -147,7 +147,7 @@ class ARDProcess(GaussianProcessRegressor):
     """With one length scale a column, however many there are."""
 
     def fit(self, X: Array, y: Array) -> ARDProcess:
-        self.kernel = ConstantKernel() * RBF(np.full(X.shape[1], 3.0)) + WhiteKernel(0.1)
+        self.kernel = ConstantKernel() * RBF(np.ones(X.shape[1])) + WhiteKernel(0.1)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # length scales at their bound
             return super().fit(X, y)
