@@ -383,6 +383,120 @@ def errors(ours: np.ndarray, peer: np.ndarray) -> str:
     return f"relative squared error {mine:.4f} | {theirs:.4f}"
 
 
+# ---- smnngp: a process with its evidence, and steps of the sparse classifier
+
+
+def noisy(n: int) -> tuple[np.ndarray, np.ndarray]:
+    X = inputs(n, 10)
+    return X, np.sin(X[:, 0]) + 0.1 * np.random.default_rng(1).standard_t(3, n)
+
+
+def our_t_process() -> Callable[[], Any]:
+    """Fit and evidence at fixed hyperparameters, and 1,000 predictions."""
+    from paperworks.wide import ScaleMixtureRegressor
+
+    def kernel(X: torch.Tensor, Z: torch.Tensor | None = None) -> torch.Tensor:
+        return torch.exp(-torch.cdist(X, X if Z is None else Z).square() / 2)
+
+    X, y = noisy(2000)
+    T = noisy(3000)[0][-1000:]
+    options = {"noise": 0.1, "optimize": False, "normalize_y": False}
+    model = ScaleMixtureRegressor(kernel, **options)
+    return lambda: model.fit(X, y).predict(T)
+
+
+def sklearn_process() -> Callable[[], Any]:
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import RBF
+
+    X, y = noisy(2000)
+    T = noisy(3000)[0][-1000:]
+    model = GaussianProcessRegressor(RBF(1.0), alpha=0.1, optimizer=None)
+    return lambda: model.fit(X, y).predict(T)
+
+
+def our_learned_process() -> Callable[[], Any]:
+    """Noise and two variances of the kernel by evidence."""
+    from paperworks.wide import ScaleMixtureRegressor
+
+    X, y = noisy(1000)
+    model = ScaleMixtureRegressor("relu", n_layers=2)
+    return lambda: model.fit(X, y).predict(X)
+
+
+def sklearn_learned_process() -> Callable[[], Any]:
+    """Noise, amplitude and length scale by evidence."""
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+
+    X, y = noisy(1000)
+    kernel = ConstantKernel() * RBF(3.0) + WhiteKernel(0.1)
+    model = GaussianProcessRegressor(kernel, normalize_y=True)
+    return lambda: model.fit(X, y).predict(X)
+
+
+def our_svsp() -> Callable[[], Any]:
+    """100 steps of Adam on batches of 100 digits, 200 inducing points, RBF kernel."""
+    from sklearn.datasets import load_digits
+
+    from paperworks.wide import ScaleMixtureClassifier
+
+    def kernel(X: torch.Tensor, Z: torch.Tensor | None = None) -> torch.Tensor:
+        return torch.exp(-torch.cdist(X, X if Z is None else Z).square() / 8)
+
+    X, y = load_digits(return_X_y=True)
+    model = ScaleMixtureClassifier(kernel, n_inducing=200, max_iter=100, random_state=0)
+    return lambda: model.fit(X / 16, y).predict(X / 16)
+
+
+def gpytorch_svgp() -> Callable[[], Any]:
+    import gpytorch
+    from sklearn.datasets import load_digits
+
+    X, y = load_digits(return_X_y=True)
+    x, t = torch.from_numpy(X / 16), torch.from_numpy(y)
+
+    class SVGP(gpytorch.models.ApproximateGP):
+        def __init__(self, points: torch.Tensor) -> None:
+            law = gpytorch.variational.CholeskyVariationalDistribution(200, torch.Size([10]))
+            strategy = gpytorch.variational.VariationalStrategy(self, points, law)
+            super().__init__(
+                gpytorch.variational.IndependentMultitaskVariationalStrategy(strategy, num_tasks=10)
+            )
+            self.mean_module = gpytorch.means.ZeroMean()
+            self.covar_module = gpytorch.kernels.ScaleKernel(gpytorch.kernels.RBFKernel())
+
+        def forward(self, rows: torch.Tensor) -> Any:
+            return gpytorch.distributions.MultivariateNormal(
+                self.mean_module(rows), self.covar_module(rows)
+            )
+
+    def trained() -> np.ndarray:
+        torch.manual_seed(0)
+        model = SVGP(x[torch.randperm(len(x))[:200]].clone()).double()
+        likelihood = gpytorch.likelihoods.SoftmaxLikelihood(
+            num_features=10, num_classes=10, mixing_weights=False
+        ).double()
+        bound = gpytorch.mlls.VariationalELBO(likelihood, model, num_data=len(x))
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
+        for _ in range(100):
+            rows = torch.randint(len(x), (100,))
+            optimizer.zero_grad()
+            (-bound(model(x[rows]), t[rows])).backward()
+            optimizer.step()
+        with torch.no_grad():
+            return likelihood(model(x)).probs.mean(0).argmax(1).numpy()
+
+    return trained
+
+
+def digits_right(ours: np.ndarray, peer: np.ndarray) -> str:
+    from sklearn.datasets import load_digits
+
+    truth = load_digits(return_X_y=True)[1]
+    return f"accuracy {(ours == truth).mean():.3f} | {(peer == truth).mean():.3f}"
+
+
 CASES = {
     "kernels": Case(
         "NNGP and NTK, 4,000 x 100 inputs, depth 3",
@@ -468,5 +582,25 @@ CASES = {
         "scikit-learn, tuned RBF",
         {"ours": our_local_regression, "peer": tuned_kernel_ridge},
         errors,
+    ),
+    "t-process": Case(
+        "Student-t process, 2,000 x 10: fit, evidence, predict 1,000",
+        "scikit-learn",
+        {"ours": our_t_process, "peer": sklearn_process},
+        largest_difference,
+    ),
+    "t-process-learned": Case(
+        "the same with hyperparameters by evidence, 1,000 x 10",
+        "scikit-learn",
+        {"ours": our_learned_process, "peer": sklearn_learned_process},
+        largest_difference,
+        repeats=1,
+    ),
+    "svsp": Case(
+        "100 steps of a sparse process on digits, 200 inducing points",
+        "gpytorch SVGP",
+        {"ours": our_svsp, "peer": gpytorch_svgp},
+        digits_right,
+        repeats=1,
     ),
 }
