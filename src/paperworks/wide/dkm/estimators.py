@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
-from sklearn.cluster import KMeans
 from sklearn.utils import check_random_state, gen_batches
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -30,15 +29,13 @@ from paperworks.wide.dkm.layers import (
     make_kernel,
     stabilised,
 )
+from paperworks.wide.estimators import ScaledTargets, inducing_rows
 from paperworks.wide.kernels import gp_posterior
 
 Array = NDArray[Any]
 
 _PAIRS = 2**21
 """Pairs of rows and inducing points that a prediction works on at once."""
-
-_KMEANS_ROWS = 10_000
-"""Rows from which k-means finds the first inducing points."""
 
 _PREDICTION_SAMPLES = 512
 """Samples of f over which class probabilities are averaged: the same ones for every row."""
@@ -85,25 +82,12 @@ class _DeepEstimator(BaseEstimator):
         return tuple(torch.cat(column).cpu().numpy() for column in zip(*parts))
 
 
-class _DeepRegressor(RegressorMixin, _DeepEstimator):
-    """Targets of one or several columns, centred and scaled inside if so asked."""
-
-    normalize_y: bool
-    y_mean_: Array
-    y_scale_: Array
+class _DeepRegressor(ScaledTargets, RegressorMixin, _DeepEstimator):
+    """Targets in units of their own."""
 
     def _normalized(self, y: Array) -> Tensor:
         """Targets (n, outputs) as they are modelled, by what was learned from the first ones."""
-        return self._tensor((y.reshape(len(y), -1) - self.y_mean_) / self.y_scale_)
-
-    def _learn_scale(self, y: Array) -> None:
-        columns = y.reshape(len(y), -1)
-        self._single = y.ndim == 1
-        self.y_mean_, self.y_scale_ = np.zeros(columns.shape[1]), np.ones(columns.shape[1])
-        if self.normalize_y:
-            deviation = columns.std(0)
-            self.y_mean_ = columns.mean(0)
-            self.y_scale_ = np.where(deviation > 1e-12 * abs(columns).max(), deviation, 1.0)
+        return self._tensor(self._scaled(y))
 
     def _checked(self, X: ArrayLike, y: ArrayLike, reset: bool = True) -> tuple[Array, Array]:
         options: Any = {"dtype": np.float64, "y_numeric": True, "multi_output": True}
@@ -113,14 +97,7 @@ class _DeepRegressor(RegressorMixin, _DeepEstimator):
         """In the units and the shape of the targets."""
         mean = mean * self.y_scale_ + self.y_mean_
         std = np.sqrt(variance)[:, None] * self.y_scale_
-        if self._single:
-            mean, std = mean[:, 0], std[:, 0]
-        return (mean, std) if return_std else mean
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.target_tags.multi_output = True
-        return tags
+        return (self._shaped(mean), self._shaped(std)) if return_std else self._shaped(mean)
 
 
 def _lengthscale_of(chain: nn.Sequential) -> Array:
@@ -347,13 +324,7 @@ class _SparseEstimator(_DeepEstimator):
             raise ValueError(
                 f"n_inducing exceeds n_samples: {self.n_inducing} inducing points, {len(X)} rows"
             )
-        if len(X) > _KMEANS_ROWS:
-            X = X[random.choice(len(X), _KMEANS_ROWS, replace=False)]
-        distinct = np.unique(X, axis=0)
-        number = min(100 if self.n_inducing is None else self.n_inducing, len(distinct))
-        if number == len(distinct):
-            return distinct
-        return KMeans(number, n_init=1, random_state=random).fit(X).cluster_centers_
+        return inducing_rows(X, 100 if self.n_inducing is None else self.n_inducing, random)
 
     def _train(self, X: Array, y: Tensor, steps: int, total: int, schedule: Any = None) -> None:
         """Adam on the objective per row, where `total` rows are what the data are."""

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.cluster import KMeans
 from sklearn.utils import check_random_state, gen_batches
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributions import Gamma, InverseGamma
 
 from paperworks import data, nets
+from paperworks.wide.estimators import inducing_rows
 from paperworks.wide.kernels import psd_safe_cholesky
 from paperworks.wide.smnngp.distributions import Delta, following
 from paperworks.wide.smnngp.kernel import Kernel, diagonal, gram, own_kernel
@@ -333,7 +333,7 @@ class ScaleMixtureClassifier(ClassifierMixin, BaseEstimator):
         random = check_random_state(self.random_state)
         module = SVSP(
             own_kernel(self.kernel, self.n_layers),
-            torch.from_numpy(_centres(rows, self.n_inducing, random)),
+            torch.from_numpy(inducing_rows(rows, self.n_inducing, random)),
             len(self.classes_),
             self.prior,
             num_data=len(rows),
@@ -405,13 +405,6 @@ def train_svsp(
             f"{learning_rate}) or scale the columns of X"
         )
     return [-value for value in history.loss]
-
-
-def _centres(X: Array, number: int, random: np.random.RandomState) -> Array:
-    distinct = np.unique(X, axis=0)
-    if len(distinct) <= number:
-        return distinct
-    return KMeans(number, n_init=1, random_state=random).fit(X).cluster_centers_
 
 
 __all__ = ["SVSP", "ScaleMixtureClassifier"]

@@ -16,6 +16,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+from paperworks.wide.estimators import ScaledTargets
 from paperworks.wide.kernels import psd_safe_cholesky
 from paperworks.wide.smnngp.kernel import Kernel, diagonal, gram, own_kernel, parameters_of
 from paperworks.wide.smnngp.scales import Prior, ScaleLaw, ScalePrior, law_of
@@ -29,7 +30,7 @@ _NOISE = (-6.0, 4.0)
 """Powers of ten between which noise is sought, as in the official grid."""
 
 
-class ScaleMixtureRegressor(RegressorMixin, BaseEstimator):
+class ScaleMixtureRegressor(ScaledTargets, RegressorMixin, BaseEstimator):
     """Gaussian process regression whose scale is not known: heavy tails, in closed form.
 
     y | s ~ N(0, s·K̃), K̃ = K(X, X) + noise·I, s ~ prior: what the readout of an infinitely wide
@@ -134,8 +135,8 @@ class ScaleMixtureRegressor(RegressorMixin, BaseEstimator):
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         prior = law_of(self.prior, int(self.n_draws), seed)
         kernel = own_kernel(self.kernel, self.n_layers)
-        self._learn_scale_of(targets.astype(np.float64))
-        x, Y = torch.tensor(rows), torch.from_numpy(self._normalized(targets))
+        self._learn_scale(targets.astype(np.float64))
+        x, Y = torch.tensor(rows), torch.from_numpy(self._scaled(targets))
         noise, self.n_iter_ = float(self.noise), 1
         if self.optimize:
             learn = _learn_all if parameters_of(kernel) else _learn_noise
@@ -254,31 +255,9 @@ class ScaleMixtureRegressor(RegressorMixin, BaseEstimator):
     def _rows(self, X: ArrayLike) -> Tensor:
         return torch.tensor(validate_data(self, X, dtype=np.float64, reset=False))
 
-    # ---- units of y
-
-    def _learn_scale_of(self, y: Array) -> None:
-        columns = y.reshape(len(y), -1)
-        self._single = y.ndim == 1
-        self.y_mean_, self.y_scale_ = np.zeros(columns.shape[1]), np.ones(columns.shape[1])
-        if self.normalize_y:
-            deviation = columns.std(0)
-            self.y_mean_ = columns.mean(0)
-            self.y_scale_ = np.where(deviation > 1e-12 * abs(columns).max(), deviation, 1.0)
-
-    def _normalized(self, y: Array) -> Array:
-        return (y.reshape(len(y), -1) - self.y_mean_) / self.y_scale_
-
     def _spread(self, variance: Array) -> Array:
         """Deviation of an observation for s = 1, in the units of y, (m, outputs)."""
         return np.sqrt(variance)[:, None] * self.y_scale_
-
-    def _shaped(self, values: Array) -> Array:
-        return values[:, 0] if self._single else values
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.target_tags.multi_output = True
-        return tags
 
 
 # ---------------------------------------------------------------------------------------------
