@@ -611,6 +611,7 @@ study = Study(
                 lower(seconds("pfn"), seconds("hmc"), factor=1 / 200),
             ),
             margin="ours",
+            note="The chains of 100 data sets are sampled together here, as one batch.",
         ),
         Claim(
             "C5",
