@@ -41,6 +41,7 @@ from paperworks.wide import (
     scale_last_layer_,
     scale_mixture,
 )
+from paperworks.wide.smnngp.regression import _evidence_and_slope
 from paperworks.wide.smnngp.scales import (
     ImportanceLaw,
     InverseGammaLaw,
@@ -235,6 +236,21 @@ def test_noise_is_the_one_of_largest_evidence(prior):
             rbf, prior=prior, noise=factor * model.noise_, optimize=False, random_state=0
         ).fit(X, y)
         assert other.evidence() < model.evidence()
+
+
+@pytest.mark.parametrize("prior", [(2.0, 2.0), "ml", BurrXII(2.0, 1.0)], ids=["t", "ml", "burr"])
+def test_the_slope_of_the_evidence_is_that_of_autograd(prior):
+    draw = torch.Generator().manual_seed(0)
+    A, Y = (torch.randn(shape, generator=draw, dtype=F64) for shape in ((6, 6), (6, 2)))
+    law, noise = law_of(prior, 400, 0), torch.tensor(0.3, dtype=F64)
+    K = (A @ A.mT).requires_grad_()
+    L = torch.linalg.cholesky(K + noise * torch.eye(6, dtype=F64))
+    q = torch.linalg.solve_triangular(L, Y, upper=False).square().sum()
+    evidence = law.log_marginal(q, 12) - 2 * L.diagonal().log().sum()
+    (expected,) = torch.autograd.grad(evidence, K)
+    value, slope = _evidence_and_slope(K.detach(), Y, noise, law)
+    assert value == pytest.approx(evidence.item())
+    torch.testing.assert_close(slope, (expected + expected.mT) / 2)
 
 
 def test_kernels_learn_and_the_users_own_stays():

@@ -277,6 +277,24 @@ def _evidence(L: Tensor, q: Tensor, n: int, outputs: int, prior: ScalePrior) -> 
     return prior.log_marginal(q, n) - outputs * L.diagonal().log().sum()
 
 
+def _evidence_and_slope(
+    K: Tensor, Y: Tensor, noise: Tensor, prior: ScalePrior
+) -> tuple[float, Tensor]:
+    """log p(Y), and its derivative by K: −m′(q) ααᵀ − ½ outputs K̃⁻¹, α = K̃⁻¹Y, m of the prior.
+
+    In closed form: half the work of differentiating through the factorisation.
+    """
+    L, white = _factor(K, Y, noise)
+    q = white.square().sum().requires_grad_()
+    with torch.enable_grad():
+        value = _evidence(L, q, Y.numel(), Y.shape[1], prior)
+    (by_q,) = torch.autograd.grad(value, q)
+    half = torch.linalg.solve_triangular(L, torch.eye(len(L), dtype=L.dtype), upper=False)
+    solved = half.mT @ white
+    slope = torch.addmm(solved @ solved.mT, half.mT, half, beta=-by_q.item(), alpha=-Y.shape[1] / 2)
+    return value.item(), slope
+
+
 def _learn_noise(
     kernel: Kernel, X: Tensor, Y: Tensor, prior: ScalePrior, noise: float, max_iter: int
 ) -> tuple[float, int]:
@@ -318,10 +336,12 @@ def _learn_all(
 
     def loss(vector: Array) -> tuple[float, Array]:
         vector_to_parameters(torch.from_numpy(vector), parameters)
-        L, white = _factor(gram(kernel, X), Y, log_noise.exp())
-        value = -_evidence(L, white.square().sum(), Y.numel(), Y.shape[1], prior) / Y.numel()
-        gradients = torch.autograd.grad(value, parameters)
-        return value.item(), parameters_to_vector(gradients).numpy()
+        K = gram(kernel, X)
+        noise = log_noise.detach().exp()
+        value, slope = _evidence_and_slope(K.detach(), Y, noise, prior)
+        by_kernel = torch.autograd.grad(K, parameters[1:], slope)
+        gradients = [noise * slope.trace()[None], *by_kernel]
+        return -value / Y.numel(), -parameters_to_vector(gradients).numpy() / Y.numel()
 
     first = parameters_to_vector(parameters).detach().numpy().astype(np.float64)
     bounds = [(low, high)] + [(None, None)] * (len(first) - 1)
