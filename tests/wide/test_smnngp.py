@@ -19,7 +19,7 @@ from sklearn.gaussian_process.kernels import RBF
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn.utils.estimator_checks import estimator_checks_generator
 from torch import nn
 from torch.distributions import Gamma, InverseGamma, LogNormal, Normal, Uniform
 
@@ -646,19 +646,33 @@ def test_gradients_of_elbo_reach_everything():
 HASHED = {"check_estimators_overwrite_params": "joblib hashes a copied distribution differently"}
 
 
-@parametrize_with_checks(
+@pytest.mark.parametrize(
+    ("estimator", "failing"),
     [
-        ScaleMixtureRegressor(max_iter=3, n_layers=1, random_state=0),
-        ScaleMixtureRegressor(rbf, 3, prior=BurrXII(2.0, 1.0), n_draws=50, random_state=0),
-        ScaleMixtureClassifier(
-            n_inducing=10, n_layers=1, max_iter=10, learning_rate=0.4, n_samples=2, random_state=0
+        (ScaleMixtureRegressor(max_iter=3, n_layers=1, random_state=0), {}),
+        (
+            ScaleMixtureRegressor(rbf, 3, prior=BurrXII(2.0, 1.0), n_draws=50, random_state=0),
+            HASHED,
+        ),
+        (
+            ScaleMixtureClassifier(
+                n_inducing=10,
+                n_layers=1,
+                max_iter=10,
+                learning_rate=0.4,
+                n_samples=2,
+                random_state=0,
+            ),
+            {},
         ),
     ],
-    expected_failed_checks=lambda estimator: HASHED if estimator.n_layers == 3 else {},
+    ids=["regressor", "own kernel and prior", "classifier"],
 )
-def test_scikit_learn_contract(estimator, check):
-    with contextlib.suppress(SkipTest):  # a check of array APIs that wants SCIPY_ARRAY_API set
-        check(estimator)
+def test_scikit_learn_contract(estimator, failing):
+    checks = estimator_checks_generator(estimator, expected_failed_checks=failing, mark="skip")
+    for instance, check in checks:
+        with contextlib.suppress(SkipTest):
+            check(instance)
 
 
 def test_estimators_take_frames_pipelines_grids_and_pickles():
