@@ -179,6 +179,15 @@ def test_activations_are_left_as_they_are():
     assert torch.equal(before["0.weight"], module.state_dict()["0.weight"])
 
 
+@pytest.mark.parametrize("kind", [nn.ReLU, nn.LeakyReLU, nn.SiLU, nn.ELU, nn.Hardtanh])
+def test_activations_set_to_overwrite_their_input(kind):
+    module = nn.Sequential(kind(inplace=True))
+    X = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    ours, expected = (deep_kernels(X, activation=phi, depth=2) for phi in (module, kind()))
+    torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-9)
+    assert module[0].inplace
+
+
 def test_duals_can_be_copied_and_stored():
     dual = gaussian_dual(nn.Tanh(), normalized=True)
     again = pickle.loads(pickle.dumps(copy.deepcopy(dual)))
@@ -192,6 +201,8 @@ def test_duals_can_be_copied_and_stored():
         (3, TypeError, "activation must be callable or a name, got int"),
         (nn.Softmax(0), ValueError, r"elementwise: shape \(N,\) -> \(N,\)"),
         (nn.Linear(3, 3), ValueError, r"elementwise: shape \(N,\) -> \(N,\)"),
+        (torch.relu_, ValueError, "must return new values, and it overwrites its input"),
+        (torch.tanh_, ValueError, "must return new values, and it overwrites its input"),
         (lambda u: u[None], ValueError, r"elementwise: shape \(N,\) -> \(N,\)"),
     ],
 )

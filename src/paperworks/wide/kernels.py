@@ -268,8 +268,9 @@ def gaussian_dual(
         degree: highest Hermite degree where there is no closed form.
 
     Raises:
-        ValueError: an unknown name, an activation that is not elementwise, or, if normalized, one
-            that is zero.
+        ValueError: an unknown name, an activation that is not elementwise, a function that
+            overwrites its input (a module set to do so is taken as if it were not), or, if
+            normalized, one that is zero.
         TypeError: the activation is not callable.
 
     Sources: arc-cosine kernels (Cho and Saul 2009), erf (Williams 1997); GELU and the leaky forms
@@ -808,6 +809,7 @@ class _Checked:
     def __init__(self, activation: Callable[[Tensor], Tensor]) -> None:
         if isinstance(activation, nn.Module):
             activation = copy.deepcopy(activation).double().eval().requires_grad_(False)
+            out_of_place_(activation)
         self.function = activation
         probe = torch.linspace(-2, 2, 7, dtype=torch.float64)
         try:
@@ -817,6 +819,8 @@ class _Checked:
             raise ValueError(
                 f"activation must be elementwise: shape (N,) -> (N,); {error}"
             ) from error
+        if not torch.equal(probe, torch.linspace(-2, 2, 7, dtype=torch.float64)):
+            raise ValueError("activation must return new values, and it overwrites its input")
         if not elementwise:
             raise ValueError("activation must be elementwise: shape (N,) -> (N,)")
 
@@ -824,6 +828,13 @@ class _Checked:
         if isinstance(self.function, nn.Module):
             self.function.to(u.device)
         return self.function(u)
+
+
+def out_of_place_(module: nn.Module) -> None:
+    """Have no activation in it overwrite its input, as `nn.ReLU(inplace=True)` does."""
+    for part in module.modules():
+        if getattr(part, "inplace", False):
+            part.inplace = False  # type: ignore[assignment]
 
 
 def _derivative(phi: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:

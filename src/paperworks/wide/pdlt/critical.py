@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -13,7 +12,7 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor, nn
 
-from paperworks.wide.kernels import Activation, GaussianDual, gaussian_dual, gaussian_quadrature
+from paperworks.wide.kernels import Activation, gaussian_dual, gaussian_quadrature
 
 Kind = Literal["scale-invariant", "K*=0", "half-stable", "none"]
 Function = Callable[[Tensor], Tensor]
@@ -209,7 +208,7 @@ def criticality(activation: Activation, *, residual: float = 0.0) -> Criticality
     """
     if not 0 <= residual < 1:
         raise ValueError(f"residual must lie in [0, 1), got {residual}")
-    sigma = dual_of(activation).activation
+    sigma = gaussian_dual(activation).activation
     slopes = _homogeneous_slopes(sigma)
     if slopes is not None:
         return _scale_invariant(*slopes, residual)
@@ -265,7 +264,7 @@ class Moments(NamedTuple):
 
 def moments_of(activation: Activation) -> Callable[[Tensor], Moments]:
     """The moments of an activation as a function of K, for many K in turn."""
-    sigma, breakpoints = dual_of(activation).activation, _breakpoints(activation)
+    sigma, breakpoints = gaussian_dual(activation).activation, _breakpoints(activation)
 
     def moments(K: Tensor) -> Moments:
         origin = sigma(torch.zeros(1, dtype=torch.float64, device=K.device)).square()
@@ -285,20 +284,6 @@ def moments_of(activation: Activation) -> Callable[[Tensor], Moments]:
         return Moments(*torch.cat(chunks, 1).reshape(4, *K.shape))
 
     return moments
-
-
-def dual_of(activation: Activation) -> GaussianDual:
-    """`gaussian_dual`, also of modules that are set to overwrite their input."""
-    if isinstance(activation, nn.Module):
-        activation = copy.deepcopy(activation)
-        out_of_place_(activation)
-    return gaussian_dual(activation)
-
-
-def out_of_place_(module: nn.Module) -> None:
-    for part in module.modules():
-        if getattr(part, "inplace", False):
-            part.inplace = False  # type: ignore[assignment]
 
 
 def derivatives(f: Function, z: Tensor, order: int) -> list[Tensor]:

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from paperworks.wide.kernels import Activation, GaussianDual
+from paperworks.wide.kernels import Activation, GaussianDual, gaussian_dual
 from paperworks.wide.pdlt.critical import (
     as_variances,
     check_covariance,
     check_variances,
     criticality,
-    dual_of,
     moments_of,
     no_criticality,
 )
@@ -52,7 +51,7 @@ def kernel_flow(
             [0.3183, 1.0000]])
     """
     _check(gram0, depth, C_W, C_b)
-    K, _ = _flow(dual_of(activation), gram0, depth, C_W, C_b, None)
+    K, _ = _flow(gaussian_dual(activation), gram0, depth, C_W, C_b, None)
     return K
 
 
@@ -92,7 +91,7 @@ def ntk_flow(
     rates = [
         _rates(name, rate, depth) for name, rate in (("lambda_W", lambda_W), ("lambda_b", lambda_b))
     ]
-    _, Theta = _flow(dual_of(activation), gram0, depth, C_W, C_b, rates)
+    _, Theta = _flow(gaussian_dual(activation), gram0, depth, C_W, C_b, rates)
     assert Theta is not None
     return Theta
 

@@ -12,14 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from paperworks.wide.kernels import Activation
+from paperworks.wide.kernels import Activation, gaussian_dual, out_of_place_
 from paperworks.wide.pdlt.critical import (
     criticality,
-    dual_of,
     edge_of_chaos,
     moments_of,
     no_criticality,
-    out_of_place_,
 )
 
 if TYPE_CHECKING:
@@ -269,7 +267,7 @@ def _activation(steps: list[Any], name: str) -> Activation:
         return nn.Identity()
     sigma = acting[0] if len(acting) == 1 else _composed(acting)
     try:
-        dual_of(sigma)
+        gaussian_dual(sigma)
     except ValueError as error:
         raise ValueError(f"{_EXPECTED}; before {name!r} it has {acting[0]}: {error}") from error
     return sigma
@@ -296,7 +294,7 @@ def _only_activation(chain: list[Link]) -> Activation:
 def _values(activation: Activation) -> tuple[float, ...]:
     """What tells activations apart, be they modules or functions: their values."""
     z = torch.linspace(-4, 4, 17, dtype=torch.float64)
-    return tuple(dual_of(activation).activation(z).detach().tolist())
+    return tuple(gaussian_dual(activation).activation(z).detach().tolist())
 
 
 def _inputs(prefix: Step, first: nn.Linear, x: Tensor) -> Tensor:
