@@ -3,6 +3,7 @@ from .activations import collect_activations as collect_activations
 from .activations import evaluating as evaluating
 from .activations import unit_rows as unit_rows
 from .autograd import straight_through as straight_through
+from .generators import following as following
 from .losses import distillation_loss as distillation_loss
 from .ranking import average_precision as average_precision
 from .ranking import hits_at_k as hits_at_k

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from paperworks.common.activations import evaluating
+from paperworks.common.generators import following
 from paperworks.nets.resnet import Residual
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -280,7 +280,7 @@ def _child(
     reference = next(model.parameters(), x)
     output = _output(model, x.to(reference.device))
     try:
-        with _drawing(generator):
+        with following(generator or torch.Generator().manual_seed(0)), torch.no_grad():
             child, y = _rebuilt(model, "", plan, x.detach().cpu(), {})
     except (Misfit, RuntimeError, ValueError):  # layers complain in any of these ways
         return None
@@ -297,16 +297,6 @@ def _output(model: nn.Module, x: Tensor) -> Tensor:
         raise ValueError(
             f"example does not pass through the teacher: {type(error).__name__}: {error}"
         ) from error
-
-
-@contextmanager
-def _drawing(generator: torch.Generator | None) -> Iterator[None]:
-    """Initial weights, which torch draws from its global generator, follow this one."""
-    generator = generator or torch.Generator().manual_seed(0)
-    seed = torch.randint(2**62, (), generator=generator, device=generator.device)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.default_generator.manual_seed(int(seed))
-        yield
 
 
 def _rebuilt(

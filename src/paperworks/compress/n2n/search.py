@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from paperworks.common.activations import evaluating
+from paperworks.common.generators import following
 from paperworks.common.losses import distillation_loss
 from paperworks.compress.n2n.children import (
     KERNEL,
@@ -416,9 +417,7 @@ class N2N:
                     f"{type(given[stage]).__name__}"
                 )
             return copy.deepcopy(given[stage])
-        seed = torch.randint(2**62, (), generator=self.generator)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(int(seed))
+        with following(self.generator):
             if stage == "removal":
                 return RemovalPolicy(skips=self.skips)
             return ShrinkagePolicy(skips=self.skips, ratios=self.ratios)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, ExpTransform, TransformedDistribution, Uniform
 
+from paperworks.common.generators import following
 from paperworks.data import gaussian_process
 from paperworks.incontext.iclinear.tasks import check_counts
 
@@ -388,14 +389,11 @@ def check_value(name: str, value: Value, positive: bool = True) -> None:
 def draw_value(value: Value, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """The number everywhere, or draws of the distribution, float64 on the generator's device.
 
-    `torch.distributions` know the global generator only: it is seeded from ours for a moment, and
-    its state put back.
+    `torch.distributions` know the global generator only.
     """
     if not isinstance(value, Distribution):
         return torch.full(shape, float(value), dtype=torch.float64, device=generator.device)
-    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with following(generator):
         return value.sample(shape).to(generator.device, torch.float64)
 
 

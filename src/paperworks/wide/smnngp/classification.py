@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.distributions import Gamma, InverseGamma
 
 from paperworks import data, nets
+from paperworks.common.generators import following
 from paperworks.wide.estimators import inducing_rows
 from paperworks.wide.kernels import psd_safe_cholesky
-from paperworks.wide.smnngp.distributions import Delta, following
+from paperworks.wide.smnngp.distributions import Delta
 from paperworks.wide.smnngp.kernel import Kernel, diagonal, gram, own_kernel
 from paperworks.wide.smnngp.scales import Prior, as_distribution
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution, InverseGamma, MultivariateNormal, constraints
 from torch.distributions.utils import broadcast_all
 
+from paperworks.common.generators import following
 from paperworks.wide.kernels import psd_safe_cholesky
 
 
@@ -316,22 +315,6 @@ def draw(prior: Distribution, number: int, generator: torch.Generator | None) ->
         bad = s[~((s > 0) & s.isfinite())][0].item()
         raise ValueError(f"prior must give positive finite numbers, got a draw of {bad}")
     return s
-
-
-@contextmanager
-def following(generator: torch.Generator | None) -> Iterator[None]:
-    """Inside, torch's global generator follows this one; afterwards it is as it was before.
-
-    For torch distributions and initialisations, which take no generator of their own.
-    """
-    if generator is None:
-        yield
-        return
-    place = generator.device
-    seed = int(torch.randint(2**62, (), generator=generator, device=place).item())
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield
 
 
 def _scaled_normals(

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from paperworks.wide.smnngp.distributions import draw, following
+from paperworks.common.generators import following
+from paperworks.wide.smnngp.distributions import draw
 from paperworks.wide.smnngp.scales import Prior, as_distribution
 
 
